@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package block
+
+import "context"
+
+// Flags modify a write or a write of zeroes.
+type Flags uint8
+
+// The request flags.
+const (
+	FUA        Flags = 1 << iota // durable before the request returns
+	MayUnmap                     // zeroes: the range may become a hole
+	NoFallback                   // zeroes: fail with KindNotSupported rather than write zero data
+)
+
+// Status says what is known of an extent.
+type Status uint8
+
+// What may hold for an extent.
+const (
+	StatusData      Status = 1 << iota // must be read to know what is there
+	StatusZero                         // reads as zeroes
+	StatusAllocated                    // this layer decides, not a backing node below it
+)
+
+// Extent is the answer to a question for block status: what holds for the first Len bytes asked about.
+type Extent struct {
+	Len    int64 // bytes, at least 1
+	Status Status
+}
+
+// Driver does the I/O of one image format or protocol. The node that owns it has checked every request: the range lies
+// inside Size (but for padding: by less than RequestAlign it may reach beyond; what is there reads as zeroes and is not kept),
+// lengths are above zero and aligned to Limits, a read-only driver gets no write. All methods but Close may
+// be called at once from many goroutines, for overlapping ranges too. Buffers belong to the caller and are only used
+// until the call returns. A method that fails may have been carried out in part. ctx ends early only requests that
+// cannot be trusted to end by themselves (a network peer); local I/O may ignore it.
+type Driver interface {
+	// Size is the length of the disk in bytes, a multiple of 512. It changes in Resize only.
+	Size() int64
+	// ReadAt fills p from offset off.
+	ReadAt(ctx context.Context, p []byte, off int64) error
+	// WriteAt writes all of p at offset off; of the flags only FUA may be set.
+	WriteAt(ctx context.Context, p []byte, off int64, flags Flags) error
+	// Flush makes every write that returned before the call durable.
+	Flush(ctx context.Context) error
+	// Close releases everything. No request is under way.
+	Close() error
+}
+
+// ZeroWriter is a driver that can write zeroes without being sent them. NotSupported makes the node write a buffer of
+// zeroes instead, unless the flags say NoFallback.
+type ZeroWriter interface {
+	WriteZeroes(ctx context.Context, off, n int64, flags Flags) error
+}
+
+// ZeroUnmapper is a ZeroWriter that says whether zeroes with MayUnmap really free space at present.
+type ZeroUnmapper interface {
+	CanZeroUnmap() bool
+}
+
+// Discarder is a driver that can free a range. What the range reads as afterwards is up to the driver; BlockStatus
+// tells. NotSupported counts as done.
+type Discarder interface {
+	Discard(ctx context.Context, off, n int64) error
+}
+
+// StatusReporter is a driver that knows what is data and what reads as zero. It may answer for less than n bytes, never
+// for more, and never for none.
+type StatusReporter interface {
+	BlockStatus(ctx context.Context, off, n int64) (Extent, error)
+}
+
+// Resizer is a driver whose disk can change its length, to a multiple of 512 bytes.
+type Resizer interface {
+	Resize(ctx context.Context, size int64) error
+}
+
+// Limits are the constraints that a driver puts on requests. Zero values mean none.
+type Limits struct {
+	RequestAlign int64 // offsets and lengths of reads and writes; a power of two
+	MemoryAlign  int   // addresses of buffers; a power of two
+	MaxTransfer  int64 // bytes in one read or write
+	Granularity  int64 // preferred unit of change, such as the cluster size
+}
+
+// Limiter is a driver with constraints. They are asked for once, when the node opens.
+type Limiter interface {
+	Limits() Limits
+}
+
+// ChildPermitter decides what a node needs of a child and leaves to the other users of that child, from what its own
+// users need and share. Drivers without it pass both on unchanged, as a filter does.
+type ChildPermitter interface {
+	ChildPermissions(child string, need, share Perm) (childNeed, childShare Perm)
+}
+
+// PermissionHolder carries permissions to the world outside the graph, such as to locks on an image file. need is what
+// the users of the node need together, share what all of them leave to others. A failure leaves the old state in place;
+// giving up needs or sharing more cannot fail for long.
+type PermissionHolder interface {
+	SetPermissions(need, share Perm) error
+}
+
+// FileNamer is a driver that can be told by a file name.
+type FileNamer interface {
+	FileName() string
+}
+
+// AllocationReporter is a driver that knows how many bytes its image takes on the host.
+type AllocationReporter interface {
+	AllocatedBytes() (int64, error)
+}
+
+// BitmapInfo describes a dirty bitmap of a node.
+type BitmapInfo struct {
+	Name        string // "" for one that belongs to a job
+	Granularity int64  // bytes
+	Count       int64  // dirty bytes, whole granules
+	Recording   bool
+	Busy        bool
+	Persistent  bool
+}
+
+// BitmapReporter is a driver that keeps dirty bitmaps of its own.
+type BitmapReporter interface {
+	Bitmaps() []BitmapInfo
+}

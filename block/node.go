@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package block
+
+import (
+	"sync/atomic"
+
+	"github.com/blkmirror/blkmirror/block/rangelock"
+)
+
+// DetectZeroes says what a node does with writes of data that turn out to be all zeroes.
+type DetectZeroes uint8
+
+// The values of detect-zeroes.
+const (
+	DetectZeroesOff   DetectZeroes = iota
+	DetectZeroesOn                 // write zeroes
+	DetectZeroesUnmap              // write zeroes that may become a hole
+)
+
+func (d DetectZeroes) String() string { return [...]string{"off", "on", "unmap"}[d] }
+
+// Options are those that every node has.
+type Options struct {
+	ReadOnly     bool
+	Discard      bool // pass discards on, and keep MayUnmap on writes of zeroes (discard=unmap)
+	DetectZeroes DetectZeroes
+	Direct       bool // bypass the host's page cache (cache.direct)
+	NoFlush      bool // drop flushes (cache.no-flush)
+	ForceShare   bool // leave every permission to others
+}
+
+// Node is one disk image or one stage on the way to it: a driver with a name, options, children and users.
+type Node struct {
+	name       string
+	driverName string
+	implicit   bool // named by the graph, not by the operator
+	filter     bool // shows the disk of its first child
+	monitor    bool // added by the operator, who alone removes it
+	options    Options
+	driver     Driver
+	limits     Limits
+	size       atomic.Int64
+	children   []*Edge
+	rmw        rangelock.Lock // orders writes on nodes with a request alignment
+
+	// What the driver can do beyond Driver, asked for once.
+	zeroer   ZeroWriter
+	unmapper ZeroUnmapper
+	trimmer  Discarder
+	reporter StatusReporter
+	resizer  Resizer
+	permit   ChildPermitter
+	holder   PermissionHolder
+
+	noZeroer atomic.Bool // a write of zeroes said NotSupported once
+	stats    Stats
+
+	// Guarded by Graph.mu; changed inside Graph.Change only.
+	parents  []*Edge
+	blockers []*Blocker
+	held     heldPerms
+}
+
+// Stats counts the requests of a node since it was opened.
+type Stats struct {
+	Reads, Writes, Zeroes, Trims, Flushes       atomic.Int64 // requests
+	ReadBytes, WriteBytes, ZeroBytes, TrimBytes atomic.Int64
+	FailedReads, FailedWrites, FailedFlushes    atomic.Int64
+	WriteHighest                                atomic.Int64 // end of the highest write, bytes
+}
+
+func (n *Node) setDriver(d Driver) {
+	n.driver = d
+	n.size.Store(d.Size())
+	if l, ok := d.(Limiter); ok {
+		n.limits = l.Limits()
+	}
+	n.limits.RequestAlign = max(n.limits.RequestAlign, 1)
+	n.limits.MemoryAlign = max(n.limits.MemoryAlign, 1)
+	n.zeroer, _ = d.(ZeroWriter)
+	n.unmapper, _ = d.(ZeroUnmapper)
+	n.trimmer, _ = d.(Discarder)
+	n.reporter, _ = d.(StatusReporter)
+	n.resizer, _ = d.(Resizer)
+	n.permit, _ = d.(ChildPermitter)
+	n.holder, _ = d.(PermissionHolder)
+}
+
+// Name is the node name, unique in its graph.
+func (n *Node) Name() string { return n.name }
+
+// DriverName is the name of the driver in QMP.
+func (n *Node) DriverName() string { return n.driverName }
+
+// Implicit says whether the node's name was made by the graph.
+func (n *Node) Implicit() bool { return n.implicit }
+
+// Options are the node's options.
+func (n *Node) Options() Options { return n.options }
+
+// Driver is the node's driver, for what only its kind of driver can tell.
+func (n *Node) Driver() Driver { return n.driver }
+
+// Limits are the constraints of the driver; the node itself takes requests of any alignment.
+func (n *Node) Limits() Limits { return n.limits }
+
+// Size is the length of the disk in bytes, a multiple of 512.
+func (n *Node) Size() int64 { return n.size.Load() }
+
+// Stats are the node's counters.
+func (n *Node) Stats() *Stats { return &n.stats }
+
+// CanZeroUnmap says whether writes of zeroes with MayUnmap free space here.
+func (n *Node) CanZeroUnmap() bool {
+	return n.options.Discard && n.unmapper != nil && n.unmapper.CanZeroUnmap()
+}
+
+// FileName tells the node's image: that of its driver or of the node below.
+func (n *Node) FileName() string {
+	if f, ok := n.driver.(FileNamer); ok {
+		return f.FileName()
+	}
+	if len(n.children) > 0 {
+		return n.children[0].Node().FileName()
+	}
+	return ""
+}
+
+// AllocatedBytes is what the images of the node and those below it take on the host; false if nobody knows.
+func (n *Node) AllocatedBytes() (int64, bool) {
+	if a, ok := n.driver.(AllocationReporter); ok {
+		bytes, err := a.AllocatedBytes()
+		return bytes, err == nil
+	}
+	var sum int64
+	known := false
+	for _, e := range n.children {
+		if !e.hidden {
+			if bytes, ok := e.Node().AllocatedBytes(); ok {
+				sum, known = sum+bytes, true
+			}
+		}
+	}
+	return sum, known
+}
+
+// Children are the edges to the nodes below, without those that are nobody else's business.
+func (n *Node) Children() []*Edge {
+	var shown []*Edge
+	for _, e := range n.children {
+		if !e.hidden {
+			shown = append(shown, e)
+		}
+	}
+	return shown
+}
