@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package job
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/blkmirror/blkmirror/block"
+)
+
+// Registry holds the jobs of one daemon.
+type Registry struct {
+	events  Events
+	workers sync.WaitGroup
+
+	mu struct {
+		sync.Mutex
+		jobs []*Job // oldest first
+	}
+}
+
+// NewRegistry returns a registry without jobs that tells events what happens to them.
+func NewRegistry(events Events) *Registry { return &Registry{events: events} }
+
+// CheckID says what is wrong with an id for a new job.
+func (r *Registry) CheckID(id string) error {
+	if !block.WellFormedID(id) {
+		return refused("Invalid job ID '%s'", id)
+	}
+	if _, err := r.Find(id); err == nil {
+		return refused("Job ID '%s' already in use", id)
+	}
+	return nil
+}
+
+// Find looks a job up.
+func (r *Registry) Find(id string) (*Job, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, j := range r.mu.jobs {
+		if j.config.ID == id {
+			return j, nil
+		}
+	}
+	return nil, refused("Job not found")
+}
+
+// FindBlockJob looks a job up that answers to block-job verbs.
+func (r *Registry) FindBlockJob(id string) (*Job, error) {
+	j, err := r.Find(id)
+	if err != nil || !j.config.BlockJob {
+		return nil, &Error{NotActive: true, Text: "Block job '" + id + "' not found"}
+	}
+	return j, nil
+}
+
+// Jobs lists the jobs, the oldest first.
+func (r *Registry) Jobs() []*Job {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.mu.jobs)
+}
+
+// Start makes a job and announces it as created and running. It does its first work when after lets it.
+func (r *Registry) Start(c Config, after After) (*Job, error) {
+	if err := r.CheckID(c.ID); err != nil {
+		return nil, err
+	}
+	if err := CheckSpeed(c.Speed); err != nil {
+		return nil, err
+	}
+	j := &Job{config: c, registry: r, wake: make(chan struct{}, 1), over: make(chan struct{})}
+	j.ctx, j.cancel = context.WithCancelCause(context.Background())
+	j.mu.speed = c.Speed
+	r.mu.Lock()
+	r.mu.jobs = append(r.mu.jobs, j)
+	r.mu.Unlock()
+	r.workers.Add(1)
+	j.mu.Lock()
+	r.events.StatusChanged(c.ID, Created)
+	j.moveLocked(Running)
+	j.mu.Unlock()
+	after.do(func() { go j.run() })
+	return j, nil
+}
+
+func (r *Registry) remove(j *Job) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.jobs = slices.DeleteFunc(r.mu.jobs, func(other *Job) bool { return other == j })
+}
+
+// CancelAll cancels every job by force and waits until all have ended, or ctx has.
+func (r *Registry) CancelAll(ctx context.Context) error {
+	for _, j := range r.Jobs() {
+		_ = j.Cancel(nil) // one that cannot be cancelled is at its end already
+	}
+	ended := make(chan struct{})
+	go func() {
+		r.workers.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
