@@ -64,3 +64,6 @@ func (e *Edge) Flush(ctx context.Context) error { return e.Node().Flush(ctx) }
 func (e *Edge) BlockStatus(ctx context.Context, off, n int64) (Extent, error) {
 	return e.Node().BlockStatus(ctx, off, n)
 }
+
+// Resize changes the length of the node below, for a driver whose own Resize was called.
+func (e *Edge) Resize(ctx context.Context, size int64) error { return e.Node().resize(ctx, size) }

@@ -73,6 +73,7 @@ type Stats struct {
 func (n *Node) setDriver(d Driver) {
 	n.driver = d
 	n.size.Store(d.Size())
+	n.held.share = PermAll // a driver starts without locks; a roll-back must not tell it otherwise
 	if l, ok := d.(Limiter); ok {
 		n.limits = l.Limits()
 	}

@@ -148,6 +148,18 @@ func (n *Node) BlockStatus(ctx context.Context, off, length int64) (Extent, erro
 	return extent, n.wrap(OpStatus, off, length, err)
 }
 
+// resize changes the length of the disk. The node is drained.
+func (n *Node) resize(ctx context.Context, size int64) error {
+	if n.resizer == nil {
+		return graphError(KindNotSupported, "Node '%s' (driver %s) cannot be resized", n.name, n.driverName)
+	}
+	if err := n.resizer.Resize(ctx, size); err != nil {
+		return n.wrap(OpResize, 0, size, err)
+	}
+	n.size.Store(n.driver.Size())
+	return nil
+}
+
 // driverFlags leaves out what the node does not want its driver to do.
 func (n *Node) driverFlags(flags Flags) Flags {
 	if n.options.NoFlush {

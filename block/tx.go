@@ -294,16 +294,26 @@ func (tx *Tx) Resize(ctx context.Context, n *Node, size int64) error {
 	if err := tx.applyPermissions(); err != nil {
 		return err
 	}
-	if n.resizer == nil {
-		return graphError(KindNotSupported, "Node '%s' (driver %s) cannot be resized", n.name, n.driverName)
-	}
 	if err := tx.Drain(ctx, nil, n); err != nil {
 		return err
 	}
-	if err := n.resizer.Resize(ctx, (size+511)&^511); err != nil {
-		return n.wrap(OpResize, 0, size, err)
+	if err := n.resize(ctx, (size+511)&^511); err != nil {
+		return err
 	}
-	n.size.Store(n.driver.Size())
+	tx.g.measureAbove(n)
 	tx.Detach(probe)
 	return nil
+}
+
+// measureAbove has the nodes above n look how long their disks are now.
+func (g *Graph) measureAbove(n *Node) {
+	g.mu.RLock()
+	parents := slices.Clone(n.parents)
+	g.mu.RUnlock()
+	for _, e := range parents {
+		if e.parent != nil {
+			e.parent.size.Store(e.parent.driver.Size())
+			g.measureAbove(e.parent)
+		}
+	}
 }
