@@ -44,7 +44,7 @@ func (v *VersionInfo) EncodeQMP(e *qmp.Encoder) {
 
 func (v *VersionInfo) encodeMembers(e *qmp.Encoder) {
 	e.Key("qemu")
-	v.Qemu.EncodeQMP(e)
+	v.QEMU.EncodeQMP(e)
 	e.Key("package")
 	e.String(v.Package)
 }
@@ -57,7 +57,7 @@ func (v *VersionInfo) DecodeQMP(p qmp.Param) {
 }
 
 func (v *VersionInfo) decodeMembers(m *qmp.Members) {
-	v.Qemu.DecodeQMP(m.Required("qemu"))
+	v.QEMU.DecodeQMP(m.Required("qemu"))
 	v.Package = m.Required("package").Text()
 }
 

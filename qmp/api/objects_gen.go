@@ -19,7 +19,7 @@ type VersionTriple struct {
 // VersionInfo: What the daemon is.
 type VersionInfo struct {
 	// the version of QEMU whose protocol is spoken
-	Qemu VersionTriple `json:"qemu"`
+	QEMU VersionTriple `json:"qemu"`
 	// name and version of this daemon
 	Package string `json:"package"`
 }

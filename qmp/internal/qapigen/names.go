@@ -7,7 +7,8 @@ import "strings"
 // initialisms are words that Go writes in capitals.
 var initialisms = map[string]string{
 	"aio": "AIO", "bps": "BPS", "cid": "CID", "id": "ID", "io": "IO", "iops": "IOPS", "ipv4": "IPv4",
-	"ipv6": "IPv6", "nbd": "NBD", "ns": "NS", "oob": "OOB", "qmp": "QMP", "qom": "QOM", "tls": "TLS",
+	"ipv6": "IPv6", "nbd": "NBD", "ns": "NS", "oob": "OOB",
+	"qemu": "QEMU", "qmp": "QMP", "qom": "QOM", "tls": "TLS",
 }
 
 // goName returns the exported Go name for a name of the schema.

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"errors"
+	"io"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/blkmirror/blkmirror/qmp"
+	"github.com/blkmirror/blkmirror/qmp/api"
+)
+
+// session is one client from greeting to end.
+type session struct {
+	server *Server
+	conn   io.ReadWriteCloser
+	pretty bool
+	log    *logrus.Entry
+
+	// These belong to the goroutine that runs the session.
+	reader     *qmp.Reader
+	encoder    *qmp.Encoder
+	negotiated bool
+	oob        bool
+
+	output
+}
+
+func newSession(s *Server, conn io.ReadWriteCloser, opts ListenerOptions, id int) *session {
+	ss := &session{
+		server:  s,
+		conn:    conn,
+		pretty:  opts.Pretty,
+		log:     s.config.Log.WithField("conn", id),
+		reader:  qmp.NewReader(conn),
+		encoder: qmp.NewEncoder(nil, opts.Pretty),
+	}
+	ss.output.init(conn, s.config.MaxOutput)
+	return ss
+}
+
+// run serves the client until it leaves or the server stops.
+func (ss *session) run() {
+	writerDone := make(chan struct{})
+	go func() {
+		defer close(writerDone)
+		ss.writeEvents()
+	}()
+	ss.greet()
+	for ss.step() {
+	}
+	ss.drainOutput()
+	ss.server.end(ss)
+	ss.stopWriting()
+	<-writerDone
+	ss.hangUp()
+}
+
+// step serves one request. It returns false when there will be no more.
+func (ss *session) step() bool {
+	value, err := ss.reader.Next()
+	if err != nil {
+		malformed, ok := errors.AsType[*qmp.Error](err)
+		if !ok {
+			return false
+		}
+		ss.answer(&request{}, nil, malformed, nil)
+		return ss.flushReplies()
+	}
+	req, refused := parseRequest(value, ss.oob)
+	if refused != nil {
+		ss.answer(&req, nil, refused, nil)
+		return ss.flushReplies()
+	}
+	if req.command == negotiation || !ss.negotiated {
+		ss.negotiate(&req)
+		return ss.flushReplies()
+	}
+	if req.oob {
+		ss.answer(&req, nil, refuseOOB(req.command), nil)
+		return ss.flushReplies()
+	}
+	return ss.execute(&req) && ss.flushReplies()
+}
+
+// greet writes what a server says first.
+func (ss *session) greet() {
+	e := ss.encoder
+	e.Reset()
+	e.BeginObject()
+	e.Key("QMP")
+	e.BeginObject()
+	e.Key("version")
+	ss.server.config.Version.EncodeQMP(e)
+	e.Key("capabilities")
+	e.BeginArray()
+	e.Elem()
+	e.String(string(api.QMPCapabilityOOB))
+	e.EndArray()
+	e.EndObject()
+	e.EndObject()
+	e.EndLine()
+	ss.queue(e.Bytes(), false)
+	ss.flush()
+}
+
+const negotiation = "qmp_capabilities"
+
+// negotiate handles everything before negotiation is over, and
+// qmp_capabilities after it.
+func (ss *session) negotiate(req *request) {
+	var err *qmp.Error
+	var args api.QMPCapabilitiesArguments
+	switch {
+	case ss.negotiated:
+		err = qmp.ClassErrorf(qmp.CommandNotFound, "Capabilities negotiation is already complete, command ignored")
+	case req.command != negotiation:
+		err = qmp.ClassErrorf(qmp.CommandNotFound, "Expecting capabilities negotiation with '"+negotiation+"'")
+	default:
+		if bad := qmp.Decode(req.arguments, qmp.Strict, &args); bad != nil {
+			err = qmp.AsError(bad)
+			break
+		}
+		ss.negotiated = true
+		for _, c := range args.Enable {
+			ss.oob = ss.oob || c == api.QMPCapabilityOOB
+		}
+	}
+	ss.answer(req, nil, err, nil)
+}
+
+// refuseOOB returns the error for a request to execute a command out of band.
+func refuseOOB(command string) *qmp.Error {
+	if !api.HasCommand(command) {
+		return qmp.ErrCommandNotFound(command)
+	}
+	return qmp.Errorf("The command %s does not support OOB", command)
+}
+
+// execute waits for its turn and runs a command. It returns false when the
+// server has stopped.
+func (ss *session) execute(req *request) bool {
+	s := ss.server
+	select {
+	case s.turn <- struct{}{}:
+	case <-s.stopped:
+		return false
+	}
+	defer func() { <-s.turn }()
+	select {
+	case <-s.stopped:
+		return false
+	default:
+	}
+	c := &call{Context: s.base}
+	result, err := s.config.Commands(c, req.command, req.arguments)
+	var failed *qmp.Error
+	if err != nil {
+		failed = qmp.AsError(err)
+	}
+	ss.answer(req, result, failed, c)
+	return true
+}
+
+// answer queues a reply, and runs what is to follow it.
+func (ss *session) answer(req *request, result any, failed *qmp.Error, c *call) {
+	e := ss.encoder
+	e.Reset()
+	e.BeginObject()
+	if failed == nil {
+		e.Key("return")
+		if result == nil {
+			e.BeginObject()
+			e.EndObject()
+		} else {
+			e.Value(result)
+		}
+	}
+	if req.hasID {
+		e.Key("id")
+		e.Value(req.id)
+	}
+	if failed != nil {
+		e.Key("error")
+		e.BeginObject()
+		e.Key("class")
+		e.String(string(failed.Class))
+		e.Key("desc")
+		e.String(failed.Desc)
+		e.EndObject()
+	}
+	e.EndObject()
+	e.EndLine()
+	ss.queue(e.Bytes(), ss.negotiated)
+	if c == nil || !c.replied() {
+		return
+	}
+	// The reply must not wait for what follows it.
+	ss.wakeWriter()
+	c.runAfter()
+}
