@@ -117,6 +117,9 @@ func (n *Node) CanZeroUnmap() bool {
 	return n.options.Discard && n.unmapper != nil && n.unmapper.CanZeroUnmap()
 }
 
+// Discards says whether discards are passed on to the driver.
+func (n *Node) Discards() bool { return n.options.Discard && n.trimmer != nil }
+
 // FileName tells the node's image: that of its driver or of the node below.
 func (n *Node) FileName() string {
 	if f, ok := n.driver.(FileNamer); ok {

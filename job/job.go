@@ -52,6 +52,7 @@ type Job struct {
 		speed     int64
 		paused    bool // wanted by the operator or by an error
 		ioStatus  IOStatus
+		stopped   bool // the last pause was an error's
 		busy      bool
 		completes completion // what the operator wants at the end
 		armed     bool       // the reply to that request is on its way

@@ -63,8 +63,8 @@ func (r *Registry) Jobs() []*Job {
 	return slices.Clone(r.mu.jobs)
 }
 
-// Start makes a job and announces it as created and running. It does its first work when after lets it.
-func (r *Registry) Start(c Config, after After) (*Job, error) {
+// Add makes a job that nobody has heard of yet but whose id is taken. Start or Abandon follows.
+func (r *Registry) Add(c Config) (*Job, error) {
 	if err := r.CheckID(c.ID); err != nil {
 		return nil, err
 	}
@@ -77,13 +77,23 @@ func (r *Registry) Start(c Config, after After) (*Job, error) {
 	r.mu.Lock()
 	r.mu.jobs = append(r.mu.jobs, j)
 	r.mu.Unlock()
-	r.workers.Add(1)
+	return j, nil
+}
+
+// Start announces the job as created and running. It does its first work when after lets it.
+func (j *Job) Start(after After) {
+	j.registry.workers.Add(1)
 	j.mu.Lock()
-	r.events.StatusChanged(c.ID, Created)
+	j.registry.events.StatusChanged(j.config.ID, Created)
 	j.moveLocked(Running)
 	j.mu.Unlock()
 	after.do(func() { go j.run() })
-	return j, nil
+}
+
+// Abandon forgets a job that was not started.
+func (j *Job) Abandon() {
+	j.cancel(nil)
+	j.registry.remove(j)
 }
 
 func (r *Registry) remove(j *Job) {

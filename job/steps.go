@@ -44,6 +44,15 @@ func (j *Job) Checkpoint(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
+// WasStopped says whether an error caused the pause before; it says so once.
+func (j *Job) WasStopped() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	stopped := j.mu.stopped
+	j.mu.stopped = false
+	return stopped
+}
+
 // Ready says that the job has caught up and from now on keeps up until it is completed.
 func (j *Job) Ready() {
 	j.mu.Lock()
@@ -109,7 +118,7 @@ func (j *Job) Report(f Failure) {
 	defer j.mu.Unlock()
 	j.registry.events.Failed(j.config.ID, f)
 	if f.Action == ActionStop {
-		j.mu.paused = true
+		j.mu.paused, j.mu.stopped = true, true
 		j.mu.ioStatus = IOFailed
 		if block.KindOf(f.Err) == block.KindNoSpace {
 			j.mu.ioStatus = IONoSpace

@@ -122,14 +122,17 @@ func (b *Bitmap) Clear(c Chunks) int64 {
 	}
 	removed := b.Count(c)
 	if removed > 0 {
-		eachWord(b.bits.Words(), c, func(word *uint64, mask uint64) { *word &^= mask })
+		eachWord(b.bits.Words(), c, func(word *uint64, mask uint64) bool {
+			*word &^= mask
+			return false
+		})
 		b.set -= removed
 	}
 	return removed
 }
 
-// eachWord calls f for every word that holds a bit of c, with the mask of those bits.
-func eachWord(words []uint64, c Chunks, f func(word *uint64, mask uint64)) {
+// eachWord calls f for every word that holds a bit of c, with the mask of those bits, until f says stop.
+func eachWord(words []uint64, c Chunks, f func(word *uint64, mask uint64) (stop bool)) {
 	first, last := c.First>>6, (c.End-1)>>6
 	for i := first; i <= last; i++ {
 		mask := ^uint64(0)
@@ -139,23 +142,25 @@ func eachWord(words []uint64, c Chunks, f func(word *uint64, mask uint64)) {
 		if i == last {
 			mask &= ^uint64(0) >> uint(63-(c.End-1)&63)
 		}
-		f(&words[i], mask)
+		if f(&words[i], mask) {
+			return
+		}
 	}
 }
 
 // Count is the number of set bits in c.
 func (b *Bitmap) Count(c Chunks) int64 {
-	if c.Empty() {
-		return 0
-	}
-	if b.set == 0 {
+	if c.Empty() || b.set == 0 {
 		return 0
 	}
 	if c == b.All() {
 		return b.set
 	}
 	var n int
-	eachWord(b.bits.Words(), c, func(word *uint64, mask uint64) { n += bits.OnesCount64(*word & mask) })
+	eachWord(b.bits.Words(), c, func(word *uint64, mask uint64) bool {
+		n += bits.OnesCount64(*word & mask)
+		return false
+	})
 	return int64(n)
 }
 
@@ -164,8 +169,12 @@ func (b *Bitmap) AnySet(c Chunks) bool {
 	if c.Empty() || b.set == 0 {
 		return false
 	}
-	next, ok := b.NextSet(c.First)
-	return ok && next < c.End
+	found := false
+	eachWord(b.bits.Words(), c, func(word *uint64, mask uint64) bool {
+		found = *word&mask != 0
+		return found
+	})
+	return found
 }
 
 // AllSet says whether all bits of c are set; true when c is empty.
@@ -173,7 +182,12 @@ func (b *Bitmap) AllSet(c Chunks) bool {
 	if c.Empty() || b.set == b.All().End {
 		return true
 	}
-	return b.NextClear(c.First) >= c.End
+	all := true
+	eachWord(b.bits.Words(), c, func(word *uint64, mask uint64) bool {
+		all = *word&mask == mask
+		return !all
+	})
+	return all
 }
 
 // NextSet finds the first set bit at or after chunk.
@@ -210,4 +224,35 @@ func (b *Bitmap) SetBytes() int64 {
 func (b *Bitmap) Union(other *Bitmap) {
 	b.bits.InPlaceUnion(other.bits)
 	b.set = int64(b.bits.Count())
+}
+
+// NextSetBefore finds the first set bit from chunk up to but not including end; end if there is none.
+func (b *Bitmap) NextSetBefore(chunk, end int64) int64 {
+	return b.next(Chunks{chunk, end}, 0)
+}
+
+// RunEnd is the end of the run of equal bits that begins at chunk, at most end.
+func (b *Bitmap) RunEnd(chunk, end int64) int64 {
+	invert := uint64(0)
+	if b.Test(chunk) {
+		invert = ^uint64(0)
+	}
+	return b.next(Chunks{chunk, end}, invert)
+}
+
+// next finds the first bit in c that is set after each word was changed by the exclusive or with invert.
+func (b *Bitmap) next(c Chunks, invert uint64) int64 {
+	if c.Empty() {
+		return c.End
+	}
+	at, found := c.First&^63, c.End
+	eachWord(b.bits.Words(), c, func(word *uint64, mask uint64) bool {
+		if hits := (*word ^ invert) & mask; hits != 0 {
+			found = at + int64(bits.TrailingZeros64(hits))
+			return true
+		}
+		at += 64
+		return false
+	})
+	return found
 }

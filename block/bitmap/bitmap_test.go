@@ -123,6 +123,21 @@ func checkWhole(t *testing.T, b *Bitmap, model []bool, from int64) {
 	if got := b.NextClear(from); got != nextClear {
 		t.Fatalf("NextClear(%d) = %d, want %d", from, got, nextClear)
 	}
+	run := from
+	for run < int64(len(model)) && model[run] == model[from] {
+		run++
+	}
+	if got := b.RunEnd(from, int64(len(model))); got != run {
+		t.Fatalf("RunEnd(%d) = %d, want %d", from, got, run)
+	}
+	end := from + (int64(len(model))-from)/2
+	want := min(max(nextSet, from), end)
+	if nextSet < 0 {
+		want = end
+	}
+	if got := b.NextSetBefore(from, end); got != want {
+		t.Fatalf("NextSetBefore(%d, %d) = %d, want %d", from, end, got, want)
+	}
 }
 
 func TestUnion(t *testing.T) {

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mirror
+
+import (
+	"context"
+
+	"github.com/blkmirror/blkmirror/block"
+)
+
+// maxWorkers is the most copies in flight. More do not help local disks, and each costs a thread while it waits.
+const maxWorkers = 4
+
+// result is what came of a copy.
+type result struct {
+	o                    *op
+	sourceErr, targetErr error
+	off, len             int64 // of the failed request
+	claimed              int64 // bytes of the claim
+	data                 int64 // bytes that were copied or zeroed at a cost
+}
+
+// copy carries out a claim of the copy: data is read and written, zeroes are written where the target has something else.
+// The caller is inside the job's gate.
+func (m *Mirror) copy(ctx context.Context, o *op) result {
+	r := result{o: o, claimed: o.end - o.off}
+	f := m.filter
+	for at := o.off; at < o.end && r.sourceErr == nil && r.targetErr == nil; {
+		r.off = at
+		ahead := min(m.planner.d.Size()-at, max(o.end-at, zeroPiece))
+		extent, err := f.source.BlockStatus(ctx, at, ahead)
+		if err != nil {
+			r.sourceErr, r.len = err, o.end-at
+			break
+		}
+		end := min(at+extent.Len, o.end)
+		// Where the target has something else, a hole that is smaller than a chunk is not worth a request of its own.
+		small := !o.targetZero && end-at < min(m.planner.d.Granularity(), 64<<10)
+		if extent.Status&block.StatusZero != 0 && !small {
+			m.mu.Lock()
+			m.hint = span{at, at + extent.Len}
+			m.mu.Unlock()
+			r.targetErr, r.len = m.copyZero(o, at, end, &r), end-at
+		} else {
+			if end-at > m.piece {
+				end = m.shorten(o, at)
+			}
+			m.copyPieces(ctx, o, at, end, &r)
+		}
+		at = end
+	}
+	return r
+}
+
+// shorten gives back what of a claim is more data than one piece, and returns where the piece ends.
+func (m *Mirror) shorten(o *op, at int64) int64 {
+	m.mu.Lock()
+	end := m.planner.d.Outward(at, m.piece).End * m.planner.d.Granularity()
+	var woken []*op
+	if end < o.end {
+		m.planner.giveBack(o, end)
+		woken = m.planner.takeWoken()
+	}
+	end = o.end
+	m.mu.Unlock()
+	wake(woken)
+	return end
+}
+
+// copyZero brings a range to the target that the source reads as zero.
+func (m *Mirror) copyZero(o *op, at, end int64, r *result) error {
+	m.mu.Lock()
+	write := m.planner.copyZero(o, at, end)
+	if write {
+		m.bytes.Zeroed += end - at
+	} else {
+		m.bytes.Skipped += end - at
+	}
+	m.mu.Unlock()
+	if !write {
+		return nil
+	}
+	if !m.filter.target.Node().CanZeroUnmap() {
+		r.data += end - at
+	}
+	return m.filter.target.WriteZeroes(m.targetCtx, at, end-at, block.MayUnmap)
+}
+
+// copyPieces copies a range of data through buffers of at most a piece.
+func (m *Mirror) copyPieces(ctx context.Context, o *op, at, end int64, r *result) {
+	for at < end && r.sourceErr == nil && r.targetErr == nil {
+		step := min(end-at, m.piece)
+		b := block.GetBuffer(int(step))
+		r.off, r.len = at, step
+		if r.sourceErr = m.filter.source.ReadAt(ctx, b.B, at); r.sourceErr == nil {
+			r.targetErr = m.writeFound(o, b.B, at, r)
+		}
+		b.Release()
+		r.data += step
+		at += step
+	}
+}
+
+// writeFound writes what was read from the source. Where the target looks for zeroes, so does the mirror: what turns out to
+// be zero takes the way of zeroes, and is skipped if the target has it.
+func (m *Mirror) writeFound(o *op, p []byte, at int64, r *result) error {
+	if m.detect == block.DetectZeroesOff {
+		return m.writeData(o, p, at)
+	}
+	unit := min(max(m.planner.d.Granularity(), 4<<10), 64<<10)
+	for len(p) > 0 {
+		n := unitEnd(at, unit, len(p))
+		zero := block.IsZero(p[:n])
+		for n < len(p) {
+			next := unitEnd(at+int64(n), unit, len(p)-n)
+			if block.IsZero(p[n:n+next]) != zero {
+				break
+			}
+			n += next
+		}
+		var err error
+		if zero {
+			err = m.copyZero(o, at, at+int64(n), r)
+		} else {
+			err = m.writeData(o, p[:n], at)
+		}
+		if err != nil {
+			return err
+		}
+		p, at = p[n:], at+int64(n)
+	}
+	return nil
+}
+
+// unitEnd is how many bytes from at on belong to one unit, at most length.
+func unitEnd(at, unit int64, length int) int { return int(min(unit-at%unit, int64(length))) }
+
+func (m *Mirror) writeData(o *op, p []byte, at int64) error {
+	m.mu.Lock()
+	m.planner.copyData(o, at, at+int64(len(p)))
+	m.bytes.Copied += int64(len(p))
+	m.mu.Unlock()
+	return m.filter.target.WriteAt(m.targetCtx, p, at, 0)
+}
+
+// copyRange copies data for a guest's discard, which holds the claim and has told the planner.
+func (m *Mirror) copyRange(ctx context.Context, at, end int64) (sourceErr, targetErr error) {
+	b := block.GetBuffer(int(min(end-at, pieceSize)))
+	defer b.Release()
+	for at < end {
+		p := b.B[:min(int64(len(b.B)), end-at)]
+		if err := m.filter.source.ReadAt(ctx, p, at); err != nil {
+			return err, nil
+		}
+		if err := m.filter.target.WriteAt(m.targetCtx, p, at, 0); err != nil {
+			return nil, err
+		}
+		at += int64(len(p))
+	}
+	return nil, nil
+}
+
+// settle tells the planner and the progress what came of a copy.
+func (m *Mirror) settle(r *result) {
+	m.mu.Lock()
+	done := r.o.end - r.o.off
+	m.planner.endCopy(r.o, r.sourceErr != nil, r.targetErr != nil)
+	woken := m.planner.takeWoken()
+	switch {
+	case r.sourceErr != nil:
+		m.failLocked(failure{true, r.off, r.len, r.sourceErr})
+	case r.targetErr != nil:
+		m.failLocked(failure{false, r.off, r.len, r.targetErr})
+	}
+	m.mu.Unlock()
+	wake(woken)
+	if r.sourceErr == nil && r.targetErr == nil {
+		m.progress.Done(done)
+	}
+	opPool.Put(r.o)
+	r.o = nil
+}
+
+// failLocked keeps a failure for the loop; one at a time is enough, since what failed is dirty and tried again.
+func (m *Mirror) failLocked(f failure) {
+	if m.failed == nil {
+		m.failed = &f
+	}
+}
+
+// targetFailed notes that a request of a guest, or a flush, failed on the target.
+func (m *Mirror) targetFailed(off, n int64, err error) {
+	m.mu.Lock()
+	m.failLocked(failure{false, off, n, err})
+	m.mu.Unlock()
+}
+
+// flushTarget makes what was written to the target durable, unless nothing was. Only one flush runs at a time.
+func (m *Mirror) flushTarget() (ok bool) {
+	m.flushing <- struct{}{}
+	defer func() { <-m.flushing }()
+	m.mu.Lock()
+	needed := m.planner.beginFlush()
+	m.mu.Unlock()
+	if !needed {
+		return true
+	}
+	err := m.filter.target.Flush(m.targetCtx)
+	m.mu.Lock()
+	m.planner.endFlush(err == nil)
+	if err != nil {
+		m.failLocked(failure{false, 0, 0, err})
+	}
+	m.mu.Unlock()
+	if err != nil {
+		m.job.Poke()
+	}
+	return err == nil
+}

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mirror
+
+import (
+	"context"
+	"sync"
+
+	"github.com/blkmirror/blkmirror/block"
+)
+
+// filter is the node on the guest's path, above the source. Every write passes it: it tells the planner, writes the
+// source, and in write-blocking mode the target.
+type filter struct {
+	m              *Mirror
+	source, target *block.Edge
+}
+
+var (
+	_ block.Driver         = (*filter)(nil)
+	_ block.ZeroWriter     = (*filter)(nil)
+	_ block.ZeroUnmapper   = (*filter)(nil)
+	_ block.Discarder      = (*filter)(nil)
+	_ block.StatusReporter = (*filter)(nil)
+	_ block.ChildPermitter = (*filter)(nil)
+	_ block.BitmapReporter = (*filter)(nil)
+)
+
+var opPool = sync.Pool{New: func() any { return new(op) }}
+
+func (f *filter) Size() int64 { return f.source.Size() }
+
+func (f *filter) ReadAt(ctx context.Context, p []byte, off int64) error {
+	return f.source.ReadAt(ctx, p, off)
+}
+
+func (f *filter) BlockStatus(ctx context.Context, off, n int64) (block.Extent, error) {
+	return f.source.BlockStatus(ctx, off, n)
+}
+
+func (f *filter) CanZeroUnmap() bool { return f.source.Node().CanZeroUnmap() }
+
+func (f *filter) Close() error { return nil }
+
+// begin announces a guest's write and waits for its turn.
+func (f *filter) begin(r request, off, n int64) *op {
+	o := opPool.Get().(*op)
+	m := f.m
+	m.mu.Lock()
+	if !m.planner.beginGuest(o, r, off, n) {
+		o.granted = make(chan struct{})
+		m.mu.Unlock()
+		<-o.granted
+		o.granted = nil
+		m.mu.Lock()
+	}
+	mirrored := o.target.end - o.target.off
+	m.mu.Unlock()
+	if mirrored > 0 {
+		m.progress.AddRemaining(mirrored)
+	}
+	return o
+}
+
+// end settles a guest's write. What the source said is what the guest gets.
+func (f *filter) end(o *op, sourceErr, targetErr error) error {
+	m := f.m
+	mirrored := o.target.end - o.target.off
+	m.mu.Lock()
+	idle := m.planner.d.Len() == 0
+	done, dirtied := m.planner.endGuest(o, sourceErr != nil, targetErr != nil)
+	woken := m.planner.takeWoken()
+	poke := dirtied && idle || m.planner.starved && m.planner.d.Len() > 0
+	m.mu.Unlock()
+	if o.mode == Background && done > 0 {
+		m.progress.AddRemaining(done)
+	}
+	switch {
+	case done > 0:
+		m.progress.Done(done)
+	case mirrored > 0:
+		m.progress.AddRemaining(-mirrored)
+	}
+	if targetErr != nil {
+		m.targetFailed(o.target.off, mirrored, targetErr)
+	}
+	if poke || targetErr != nil {
+		m.job.Poke()
+	}
+	wake(woken)
+	opPool.Put(o)
+	return sourceErr
+}
+
+func wake(granted []*op) {
+	for _, o := range granted {
+		close(o.granted)
+	}
+}
+
+func (f *filter) WriteAt(ctx context.Context, p []byte, off int64, flags block.Flags) error {
+	m := f.m
+	r, zeroFlags := reqData, block.Flags(0)
+	if m.detect != block.DetectZeroesOff && block.IsZero(p) {
+		r = reqZero
+		if m.detect == block.DetectZeroesUnmap {
+			zeroFlags = block.MayUnmap
+		}
+	}
+	o := f.begin(r, off, int64(len(p)))
+	sourceErr := f.source.WriteAt(ctx, p, off, flags)
+	var targetErr error
+	if sourceErr == nil && o.target.end > o.target.off {
+		if r == reqZero {
+			targetErr = f.zeroTarget(o, zeroFlags|flags&block.FUA)
+		} else {
+			targetErr = f.target.WriteAt(m.targetCtx, p[o.target.off-off:o.target.end-off], o.target.off, f.durable(o, flags))
+		}
+	}
+	return f.end(o, sourceErr, targetErr)
+}
+
+func (f *filter) WriteZeroes(ctx context.Context, off, n int64, flags block.Flags) error {
+	o := f.begin(reqZero, off, n)
+	sourceErr := f.source.WriteZeroes(ctx, off, n, flags)
+	var targetErr error
+	if sourceErr == nil && o.target.end > o.target.off {
+		targetErr = f.zeroTarget(o, flags&^block.NoFallback)
+	}
+	return f.end(o, sourceErr, targetErr)
+}
+
+// zeroTarget writes the parts of a write of zeroes that the target does not read as zero yet.
+func (f *filter) zeroTarget(o *op, flags block.Flags) error {
+	m := f.m
+	flags = flags&^block.FUA | f.durable(o, flags)
+	for _, part := range o.parts {
+		if err := f.target.WriteZeroes(m.targetCtx, part.off, part.end-part.off, flags); err != nil {
+			return err
+		}
+	}
+	if len(o.parts) == 0 && flags&block.FUA != 0 {
+		// What is skipped was zeroed earlier, but perhaps not for good.
+		m.mu.Lock()
+		unflushed := m.planner.unflushed(o.off, o.end-o.off)
+		m.mu.Unlock()
+		if unflushed {
+			m.flushTarget()
+		}
+	}
+	return nil
+}
+
+// durable is the FUA flag for the target: only while the target is in sync does it have to be as durable as the source.
+func (f *filter) durable(o *op, flags block.Flags) block.Flags {
+	if !o.durable {
+		return 0
+	}
+	return flags & block.FUA
+}
+
+// Discard discards on the source only. What the target gets depends on what the source reads as afterwards: a discard there
+// could make the two differ.
+func (f *filter) Discard(ctx context.Context, off, n int64) error {
+	if !f.source.Node().Discards() {
+		return nil
+	}
+	o := f.begin(reqTrim, off, n)
+	sourceErr := f.source.Discard(ctx, off, n)
+	var targetErr error
+	if sourceErr == nil && o.target.end > o.target.off {
+		sourceErr, targetErr = f.followTrim(ctx, o)
+		if sourceErr != nil {
+			// The discard itself went well: the guest hears nothing of it, but the range must be copied.
+			_ = f.end(o, sourceErr, nil)
+			return nil
+		}
+	}
+	return f.end(o, sourceErr, targetErr)
+}
+
+// followTrim brings the target to what the source reads as after a discard.
+func (f *filter) followTrim(ctx context.Context, o *op) (sourceErr, targetErr error) {
+	m := f.m
+	for at := o.target.off; at < o.target.end; {
+		extent, err := f.source.BlockStatus(ctx, at, o.target.end-at)
+		if err != nil {
+			return err, nil
+		}
+		zero := extent.Status&block.StatusZero != 0
+		m.mu.Lock()
+		parts := m.planner.trimExtent(o, at, at+extent.Len, zero)
+		o.parts = parts
+		m.mu.Unlock()
+		for _, part := range parts {
+			if zero {
+				err = f.target.WriteZeroes(m.targetCtx, part.off, part.end-part.off, block.MayUnmap)
+			} else if sourceErr, err = m.copyRange(ctx, part.off, part.end); sourceErr != nil {
+				return sourceErr, nil
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		at += extent.Len
+	}
+	return nil, nil
+}
+
+// Flush makes the source durable, and the target too while it is in sync. An error of the target is the job's affair.
+func (f *filter) Flush(ctx context.Context) error {
+	if err := f.source.Flush(ctx); err != nil {
+		return err
+	}
+	m := f.m
+	m.mu.Lock()
+	synced := m.planner.synced()
+	m.mu.Unlock()
+	if synced {
+		m.flushTarget()
+	}
+	return nil
+}
+
+// ChildPermissions: nobody but the mirror writes below it, neither to the source nor to the target, and nobody reads a
+// target that is not complete.
+func (f *filter) ChildPermissions(child string, need, _ block.Perm) (childNeed, childShare block.Perm) {
+	if child == childTarget {
+		return block.PermWrite, block.PermWriteUnchanged
+	}
+	return need | block.PermConsistentRead, block.PermConsistentRead | block.PermWriteUnchanged
+}
+
+// Bitmaps shows what is dirty.
+func (f *filter) Bitmaps() []block.BitmapInfo {
+	m := f.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d := m.planner.d
+	return []block.BitmapInfo{{Granularity: m.opts.Granularity, Count: d.Len() * d.Granularity()}}
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mirror
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/blkmirror/blkmirror/block"
+)
+
+// errAgain ends a try to complete that has to be made again: the failure is noted and dealt with in the loop.
+var errAgain = errors.New("completion is tried again")
+
+// advance goes to the next phase when this one is done: ready, pending, over. again says that the loop should look around
+// at once.
+func (l *loop) advance(ctx context.Context, complete bool) (again bool, err error) {
+	m := l.m
+	m.mu.Lock()
+	failed := m.failed != nil
+	caughtUp := m.planner.caughtUp()
+	rest := m.planner.d.SetBytes()
+	m.mu.Unlock()
+	switch {
+	case failed:
+		return true, nil
+	case l.pending:
+		if !m.job.FinalizeWanted() {
+			return false, nil
+		}
+		return true, l.complete(ctx)
+	case !m.job.IsReady():
+		if !caughtUp || l.inFlight > 0 {
+			return false, nil
+		}
+		if ok, err := l.flush(ctx); err != nil || !ok {
+			return true, err
+		}
+		l.refresh()
+		m.job.Ready()
+		return true, nil
+	case complete && rest <= finalRest && l.inFlight == 0:
+		if m.job.AutoFinalize() {
+			return true, l.complete(ctx)
+		}
+		if !caughtUp {
+			return false, nil
+		}
+		if ok, err := l.flush(ctx); err != nil || !ok {
+			return true, err
+		}
+		l.pending = true
+		m.job.EnterPending()
+		return true, nil
+	}
+	return false, nil
+}
+
+// flush makes the target durable; it is not ok if that failed, which the loop finds noted.
+func (l *loop) flush(ctx context.Context) (ok bool, err error) {
+	err = l.m.inside(ctx, func() error {
+		ok = l.m.flushTarget()
+		return nil
+	})
+	return ok, err
+}
+
+// complete ends the job with guests drained: the rest is copied and flushed, then the users of the source are given the
+// target, or the source back after a soft cancel.
+func (l *loop) complete(ctx context.Context) error {
+	m := l.m
+	_, soft := m.job.CompleteWanted()
+	successor := m.opts.Target
+	if soft {
+		successor = m.opts.Source
+	}
+	l.settleAll()
+	err := m.graph.Change(ctx, func(tx *block.Tx) error {
+		if err := tx.Drain(ctx, m.backend.Gate(), m.node); err != nil {
+			return err
+		}
+		if err := l.copyRest(ctx); err != nil {
+			return err
+		}
+		l.refresh()
+		if !l.pending {
+			m.job.EnterPending()
+		}
+		if err := m.job.Commit(); err != nil {
+			return err
+		}
+		return m.extract(tx, successor)
+	})
+	if errors.Is(err, errAgain) {
+		return nil
+	}
+	return err
+}
+
+// copyRest copies what is dirty and flushes, until nothing is dirty and nothing unflushed. Guests are drained.
+func (l *loop) copyRest(ctx context.Context) error {
+	m := l.m
+	for {
+		for l.inFlight < m.workers {
+			if started, err := l.startRest(ctx); err != nil {
+				l.settleAll()
+				return err
+			} else if !started {
+				break
+			}
+		}
+		if l.inFlight > 0 {
+			l.ended(<-m.results)
+			continue
+		}
+		m.mu.Lock()
+		failed, left := m.failed != nil, m.planner.d.Len()
+		m.mu.Unlock()
+		switch {
+		case failed:
+			return errAgain
+		case left > 0:
+			continue
+		case !m.flushTarget():
+			return errAgain
+		}
+		return nil
+	}
+}
+
+// startRest starts a copy unless one failed already.
+func (l *loop) startRest(ctx context.Context) (started bool, err error) {
+	l.m.mu.Lock()
+	failed := l.m.failed != nil
+	l.m.mu.Unlock()
+	if failed {
+		return false, nil
+	}
+	return l.startCopy(ctx, time.Now())
+}

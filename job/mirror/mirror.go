@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/job"
+)
+
+// Sync says what of the source is copied besides the guests' writes.
+type Sync uint8
+
+// The sync modes.
+const (
+	SyncFull Sync = iota // everything that the guest can read
+	SyncTop              // what the source itself has allocated, not what comes from its backing file
+	SyncNone             // nothing
+)
+
+// Options are the arguments of a mirror.
+type Options struct {
+	JobID          string
+	Source, Target *block.Node
+	Replaces       *block.Node // takes the target's place at completion; nil for the source
+	Sync           Sync
+	Mode           Mode
+	Speed          int64 // bytes per second, 0 for no limit
+	Granularity    int64 // bytes, 0 for the default
+	BufSize        int64 // bytes in flight between source and target, 0 for the default
+	OnSourceError  job.Policy
+	OnTargetError  job.Policy
+	FilterName     string // node name of the filter, "" for an implicit one
+	TargetIsZero   bool
+	AutoFinalize   bool
+	AutoDismiss    bool
+}
+
+const (
+	childSource = "backing"
+	childTarget = "target"
+
+	defaultBufSize = 16 << 20
+	pieceSize      = 1 << 20   // the most data that is copied in one go
+	zeroPiece      = 128 << 20 // the most zeroes that are written in one go
+	blockReason    = "block device is in use by block job: mirror"
+)
+
+// Mirror is a running mirror: the body of its job.
+type Mirror struct {
+	opts      Options
+	graph     *block.Graph
+	job       *job.Job
+	progress  *job.Progress
+	filter    *filter
+	node      *block.Node // the filter's
+	backend   *block.Backend
+	blockers  []func(*block.Tx)
+	detect    block.DetectZeroes // what the target does about data that is zero
+	piece     int64              // most bytes of data in one copy
+	workers   int                // most copies in flight
+	targetCtx context.Context    // of all requests to the target; ends with a forced cancel
+	giveUp    context.CancelFunc
+	flushing  chan struct{} // holds one token: the right to flush the target
+	results   chan result   // of copies that ended
+	gone      bool          // the filter is out of the graph
+
+	mu      sync.Mutex // the planner's, and all that follows; nothing is waited for under it
+	planner *planner
+	failed  *failure // the first failure that the loop has not dealt with yet
+	hint    span     // an extent of the source that read as zero when it was last looked at
+	bytes   Bytes
+}
+
+// Bytes counts what became of the bytes that were looked at.
+type Bytes struct {
+	Copied  int64 // read from the source and written to the target
+	Zeroed  int64 // zeroes written to the target
+	Skipped int64 // zeroes that the target had already
+}
+
+// failure is a failed request on its way to the loop.
+type failure struct {
+	read     bool
+	off, len int64
+	err      error
+}
+
+// Start puts a mirror's filter into the graph and starts its job.
+func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Options, after job.After) (*Mirror, error) {
+	if err := jobs.CheckID(opts.JobID); err != nil {
+		return nil, err
+	}
+	if err := opts.check(graph); err != nil {
+		return nil, err
+	}
+	m := &Mirror{opts: opts, graph: graph, detect: opts.Target.Options().DetectZeroes,
+		flushing: make(chan struct{}, 1)}
+	m.piece = min(pieceSize, (opts.BufSize+opts.Granularity-1)&^(opts.Granularity-1))
+	m.workers = int(min(max(opts.BufSize/m.piece, 1), maxWorkers))
+	m.results = make(chan result, m.workers)
+	m.targetCtx, m.giveUp = context.WithCancel(context.Background())
+	var err error
+	if m.planner, err = newPlanner(opts.Source.Size(), opts.Granularity, opts.Mode); err != nil {
+		return nil, err
+	}
+	if opts.TargetIsZero && opts.Sync == SyncFull {
+		if err := checkReadsZero(ctx, opts.Target); err != nil {
+			return nil, err
+		}
+	}
+	m.job, err = jobs.Add(job.Config{ID: opts.JobID, Type: "mirror", BlockJob: true, Speed: opts.Speed,
+		AutoFinalize: opts.AutoFinalize, AutoDismiss: opts.AutoDismiss, Body: m})
+	if err != nil {
+		return nil, err
+	}
+	m.progress = &m.job.Progress
+	if err := graph.Change(ctx, func(tx *block.Tx) error { return m.insert(ctx, tx) }); err != nil {
+		m.job.Abandon()
+		m.giveUp()
+		return nil, err
+	}
+	m.job.Start(after)
+	return m, nil
+}
+
+// check refuses what cannot work, before anything is changed, and fills in defaults.
+func (o *Options) check(graph *block.Graph) error {
+	if o.Granularity == 0 {
+		o.Granularity = defaultGranularity(o.Target)
+	}
+	switch g := o.Granularity; {
+	case g < 512 || g > 64<<20:
+		return invalid("Parameter 'granularity' expects a value in range [512B, 64MB]")
+	case g&(g-1) != 0:
+		return invalid("Parameter 'granularity' expects a power of 2")
+	case o.BufSize < 0:
+		return invalid("Invalid parameter 'buf-size'")
+	}
+	if o.BufSize == 0 {
+		o.BufSize = defaultBufSize
+	}
+	if err := job.CheckSpeed(o.Speed); err != nil {
+		return err
+	}
+	if graph.HasNodeAbove(o.Source) {
+		return invalid("Need a root block node: '%s' is used by %s", o.Source.Name(), graph.Users(o.Source)[0])
+	}
+	if o.Source == o.Target {
+		return invalid("Can't mirror node into itself")
+	}
+	if o.Replaces != nil && o.Replaces != o.Source {
+		return invalid("Cannot replace '%s' by a node mirrored from '%s', because it cannot be guaranteed that doing so "+
+			"would not lead to an abrupt change of visible data", o.Replaces.Name(), o.Source.Name())
+	}
+	if o.Target.Options().ReadOnly {
+		return &block.Error{Kind: block.KindReadOnly, Op: block.OpGraph, Node: o.Target.Name(),
+			Err: errors.New("Block node is read-only")}
+	}
+	return nil
+}
+
+// defaultGranularity is that of the target where it has one, within bounds.
+func defaultGranularity(target *block.Node) int64 {
+	g := target.Limits().Granularity
+	if g == 0 {
+		return 64 << 10
+	}
+	return min(max(g, 4<<10), 64<<10)
+}
+
+// insert puts the filter above the source, under every user it has.
+func (m *Mirror) insert(ctx context.Context, tx *block.Tx) error {
+	source, target := m.opts.Source, m.opts.Target
+	for _, n := range []*block.Node{source, target} {
+		if err := n.Busy(); err != nil {
+			return err
+		}
+	}
+	if err := tx.Drain(ctx, nil, source); err != nil {
+		return err
+	}
+	options := block.Options{Discard: true, ReadOnly: source.Options().ReadOnly}
+	node, err := tx.AddNode(block.NodeConfig{
+		Name: m.opts.FilterName, DriverName: "mirror_top", Options: options, Filter: true, Implicit: m.opts.FilterName == "",
+		Children: []block.Child{{Name: childSource, Node: source}, {Name: childTarget, Node: target, Hidden: true}},
+		Open: func(edges []*block.Edge) (block.Driver, error) {
+			m.filter = &filter{m: m, source: edges[0], target: edges[1]}
+			return m.filter, nil
+		}})
+	if err != nil {
+		return err
+	}
+	m.node = node
+	tx.Replace(source, node)
+	if m.backend, err = tx.Attach(node, "block job '"+m.opts.JobID+"'", 0, block.PermAll); err != nil {
+		return err
+	}
+	for _, n := range []*block.Node{source, target, node} {
+		b := tx.Block(n, blockReason)
+		m.blockers = append(m.blockers, func(tx *block.Tx) { tx.Unblock(n, b) })
+	}
+	return nil
+}
+
+// extract takes the filter out of the graph; its users are given successor. They are drained.
+func (m *Mirror) extract(tx *block.Tx, successor *block.Node) error {
+	for _, unblock := range m.blockers {
+		unblock(tx)
+	}
+	tx.Detach(m.backend)
+	tx.Replace(m.node, successor)
+	tx.OnCommit(func() error {
+		m.gone = true
+		return nil
+	})
+	return tx.RemoveNode(m.node)
+}
+
+// remove takes the filter out of the graph and leaves everything as it was before the mirror.
+func (m *Mirror) remove(ctx context.Context) error {
+	return m.graph.Change(ctx, func(tx *block.Tx) error {
+		if err := tx.Drain(ctx, m.backend.Gate(), m.node); err != nil {
+			return err
+		}
+		return m.extract(tx, m.opts.Source)
+	})
+}
+
+// ChangeMode changes what guests' writes do from now on.
+func (m *Mirror) ChangeMode(mode Mode) {
+	m.setMode(mode)
+	m.job.Poke()
+}
+
+func (m *Mirror) setMode(mode Mode) {
+	m.mu.Lock()
+	m.planner.mode = mode
+	m.mu.Unlock()
+}
+
+// State is what can be seen of a mirror besides its job.
+type State struct {
+	Mode   Mode
+	Synced bool // the target is what the guest sees
+	Dirty  int64
+	Bytes  Bytes
+}
+
+// State is a snapshot.
+func (m *Mirror) State() State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return State{Mode: m.planner.mode, Synced: m.planner.synced(), Dirty: m.planner.d.SetBytes(), Bytes: m.bytes}
+}
+
+func invalid(format string, args ...any) error {
+	return &block.Error{Kind: block.KindInvalid, Op: block.OpGraph, Err: fmt.Errorf(format, args...)}
+}

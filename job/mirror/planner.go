@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mirror
+
+import (
+	"slices"
+
+	"github.com/blkmirror/blkmirror/block/bitmap"
+)
+
+// maxChunk is the largest chunk that the planner tracks. A coarser granularity is tracked at this one, so that no claim
+// is longer than a piece of the copy.
+const maxChunk = 1 << 20
+
+// planner knows what of the target is right. It holds no lock, does no I/O, reads no clock and starts no goroutine:
+// events go in, decisions come out. The runner calls it under its one mutex.
+//
+// The letters are those of the invariants in docs/mirror-algorithm.md.
+type planner struct {
+	d *bitmap.Bitmap // D: chunks that must be copied
+	z *bitmap.Bitmap // Z: chunks that are known to read as zero on the target
+
+	// U: regions of the target that were written and not flushed since. Starting a flush moves fresh to flushing.
+	fresh, flushing *bitmap.Bitmap
+
+	// claims are the byte ranges that somebody works on, in the order in which they were asked for. Those of the copy
+	// overlap no other; those of guests may have to wait for earlier ones.
+	claims []*op
+
+	mode      Mode
+	stopped   bool  // requests pass by: the job is at its end
+	scanned   int64 // everything below was scanned; above it every chunk counts as dirty
+	cursor    int64 // chunk at which the copy goes on
+	writers   int   // guests' writes under way that began in background mode
+	copying   int64 // bytes claimed by the copy
+	mirroring int64 // bytes that guests are writing to the target
+	wholePass bool  // the search began at the start of the disk and found nothing yet
+	starved   bool  // the search met dirty chunks that somebody held
+
+	counted int64 // scan: end of the chunks that were counted
+	partial bool  // scan: a part of the chunk at counted is allocated
+	woken   []*op // claims granted since takeWoken
+}
+
+// newPlanner makes a planner for a disk of size bytes. Nothing is dirty, nothing known to be zero.
+func newPlanner(size, granularity int64, mode Mode) (*planner, error) {
+	granularity = min(granularity, maxChunk)
+	p := &planner{mode: mode}
+	var err error
+	if p.d, err = bitmap.New(size, granularity); err != nil {
+		return nil, err
+	}
+	region := max(granularity, 1<<20)
+	for size/region > 1<<16 {
+		region *= 2
+	}
+	p.z, _ = bitmap.New(size, granularity)
+	p.fresh, _ = bitmap.New(size, region)
+	p.flushing, _ = bitmap.New(size, region)
+	return p, nil
+}
+
+// claim puts o into the table of claims and counts what it has to wait for.
+func (p *planner) claim(o *op) {
+	for _, other := range p.claims {
+		if other.overlaps(o.off, o.end) {
+			o.blocked++
+		}
+	}
+	p.claims = append(p.claims, o)
+}
+
+// release takes o out of the table and grants those that waited for it last.
+func (p *planner) release(o *op) {
+	at := slices.Index(p.claims, o)
+	p.claims = slices.Delete(p.claims, at, at+1)
+	p.unblock(at, o.off, o.end)
+}
+
+// unblock tells the claims from position at on that an earlier claim of a range is gone.
+func (p *planner) unblock(at int, off, end int64) {
+	for _, later := range p.claims[at:] {
+		if later.overlaps(off, end) {
+			if later.blocked--; later.blocked == 0 {
+				p.admit(later)
+				p.woken = append(p.woken, later)
+			}
+		}
+	}
+}
+
+// takeWoken returns the claims that were granted after a wait; the runner tells their owners.
+func (p *planner) takeWoken() []*op {
+	woken := p.woken
+	p.woken = nil
+	return woken
+}
+
+// claimedFrom finds the first claim, by position on the disk, that overlaps the range.
+func (p *planner) claimedFrom(off, end int64) (first *op) {
+	for _, o := range p.claims {
+		if o.overlaps(off, end) && (first == nil || o.off < first.off) {
+			first = o
+		}
+	}
+	return first
+}
+
+// dirty says whether a chunk must be copied: marked so, or not looked at yet.
+func (p *planner) dirty(chunk int64) bool {
+	if p.d.Test(chunk) {
+		return true
+	}
+	off, n := p.d.Bytes(bitmap.Chunks{First: chunk, End: chunk + 1})
+	return off+n > p.scanned
+}
+
+// left is how many bytes are known to need work: dirty, being copied, being written by guests.
+func (p *planner) left() int64 { return p.d.SetBytes() + p.copying + p.mirroring }
+
+// caughtUp says whether nothing is dirty and nothing is being copied.
+func (p *planner) caughtUp() bool {
+	return p.scanned == p.d.Size() && p.d.Len() == 0 && p.copying == 0
+}
+
+// synced says whether the target is what the guest sees, but for writes that the guest has no answer to yet.
+func (p *planner) synced() bool {
+	return p.mode == WriteBlocking && !p.stopped && p.writers == 0 && p.caughtUp()
+}
+
+// ---- What the scan of the source finds
+
+// markAll makes every chunk dirty; there is nothing left to scan.
+func (p *planner) markAll() {
+	p.d.Set(p.d.All())
+	p.scanned = p.d.Size()
+}
+
+// skipScan leaves everything clean: the target is to get only what guests write from now on.
+func (p *planner) skipScan() { p.scanned = p.d.Size() }
+
+// targetIsZero notes that the whole target reads as zero.
+func (p *planner) targetIsZero() { p.z.Set(p.z.All()) }
+
+// scan takes the next extent of the source, n bytes from where the last one ended: dirty makes the chunks that it touches
+// dirty; counts says that those of its chunks that need no copy are work done. It returns how many bytes are. The scan only
+// ever adds to D: what a guest made dirty meanwhile stays so.
+func (p *planner) scan(n int64, dirty, counts bool) (done int64) {
+	if dirty {
+		p.d.Set(p.d.Outward(p.scanned, n))
+	}
+	p.scanned += n
+	p.partial = p.partial || counts
+	ended := p.d.Inward(p.counted, p.scanned-p.counted)
+	if ended.Empty() {
+		return 0
+	}
+	// The first chunk may have been begun by earlier extents, the others lie in this one alone.
+	first := bitmap.Chunks{First: ended.First, End: ended.First + 1}
+	rest := bitmap.Chunks{First: first.End, End: ended.End}
+	if p.partial {
+		done += p.cleanBytes(first)
+	}
+	if counts {
+		done += p.cleanBytes(rest)
+	}
+	off, length := p.d.Bytes(ended)
+	p.counted = off + length
+	p.partial = counts && p.counted < p.scanned
+	return done
+}
+
+// cleanBytes is the number of bytes in the chunks of c that are not dirty.
+func (p *planner) cleanBytes(c bitmap.Chunks) int64 {
+	_, n := p.d.Bytes(c)
+	n -= p.d.Count(c) * p.d.Granularity()
+	last := p.d.All().End - 1
+	if c.End > last && !c.Empty() && p.d.Test(last) {
+		_, short := p.d.Bytes(bitmap.Chunks{First: last, End: last + 1})
+		n += p.d.Granularity() - short
+	}
+	return n
+}
+
+// ---- Flushes of the target
+
+// beginFlush notes that a flush starts now, and says whether there is anything to flush. Flushes do not overlap.
+func (p *planner) beginFlush() (needed bool) {
+	p.fresh, p.flushing = p.flushing, p.fresh
+	return p.flushing.Len() > 0
+}
+
+// endFlush takes the result of the flush. A failed one leaves nothing known of what was written since the last good one:
+// the kernel reports a lost page once and calls it clean afterwards.
+func (p *planner) endFlush(ok bool) {
+	if !ok {
+		p.distrust(p.fresh)
+		p.distrust(p.flushing)
+	}
+	p.flushing.Clear(p.flushing.All())
+}
+
+// distrust makes the chunks of all set regions dirty and not known to be zero.
+func (p *planner) distrust(regions *bitmap.Bitmap) {
+	for region, ok := regions.NextSet(0); ok; {
+		end := regions.RunEnd(region, regions.All().End)
+		chunks := p.d.Outward(regions.Bytes(bitmap.Chunks{First: region, End: end}))
+		p.d.Set(chunks)
+		p.z.Clear(chunks)
+		if end == regions.All().End {
+			return
+		}
+		region, ok = regions.NextSet(end)
+	}
+}
+
+// unflushed says whether a part of the range may have been written to the target without a flush since.
+func (p *planner) unflushed(off, n int64) bool {
+	return p.fresh.AnySet(p.fresh.Outward(off, n)) || p.flushing.AnySet(p.flushing.Outward(off, n))
+}
+
+// touch notes that a range of the target is about to be written.
+func (p *planner) touch(off, n int64) { p.fresh.Set(p.fresh.Outward(off, n)) }

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mirror
+
+import (
+	"context"
+	"time"
+
+	"github.com/blkmirror/blkmirror/block"
+)
+
+// scanSlice is how much of the source one step of the scan takes in at most, so that no guest waits long for the planner.
+const scanSlice = 64 << 30
+
+// prepare finds out what has to be copied.
+func (l *loop) prepare(ctx context.Context) error {
+	m := l.m
+	switch m.opts.Sync {
+	case SyncNone:
+		m.mu.Lock()
+		m.planner.skipScan()
+		m.mu.Unlock()
+		return nil
+	case SyncTop:
+		return l.scan(ctx)
+	}
+	zero, err := l.targetIsZero(ctx)
+	if err != nil {
+		return err
+	}
+	if !zero && m.opts.Target.CanZeroUnmap() {
+		if err := l.zeroTarget(ctx); err != nil {
+			return err
+		}
+		zero = true
+	}
+	m.mu.Lock()
+	if zero {
+		m.planner.targetIsZero()
+	} else {
+		m.planner.markAll()
+	}
+	m.mu.Unlock()
+	if !zero {
+		return nil
+	}
+	return l.scan(ctx)
+}
+
+// targetIsZero says whether the target reads as zero and may stay as it is where the source is zero. Where holes are to be
+// punched, only a target without any space of its own may.
+func (l *loop) targetIsZero(ctx context.Context) (zero bool, err error) {
+	m := l.m
+	target := m.opts.Target
+	punch := m.detect == block.DetectZeroesUnmap && target.CanZeroUnmap()
+	if m.opts.TargetIsZero && !punch {
+		return true, nil
+	}
+	if punch && !unallocated(target) {
+		return false, nil
+	}
+	err = m.inside(ctx, func() error {
+		zero, err = readsZero(ctx, target)
+		return err
+	})
+	return zero, err
+}
+
+// zeroTarget makes the whole target read as zero by unmapping it. Guests' writes leave it alone meanwhile: nothing is
+// scanned yet, so every chunk counts as dirty. It is no progress, and the speed does not hold it: unmapping is cheap.
+func (l *loop) zeroTarget(ctx context.Context) error {
+	m := l.m
+	for at := int64(0); at < m.planner.d.Size(); {
+		if err := l.lookAndWait(ctx); err != nil {
+			return err
+		}
+		n := min(m.planner.d.Size()-at, zeroPiece)
+		err := m.inside(ctx, func() error {
+			m.mu.Lock()
+			m.planner.touch(at, n)
+			m.mu.Unlock()
+			return m.filter.target.WriteZeroes(m.targetCtx, at, n, block.MayUnmap)
+		})
+		if err != nil {
+			m.targetFailed(at, n, err)
+			continue
+		}
+		at += n
+	}
+	return nil
+}
+
+// lookAndWait is look, and the wait after a failure that is to be tried again.
+func (l *loop) lookAndWait(ctx context.Context) error {
+	for {
+		if err := l.look(ctx); err != nil {
+			return err
+		}
+		wait := time.Until(l.notYet)
+		if wait <= 0 {
+			return nil
+		}
+		l.sleep(ctx, wait)
+	}
+}
+
+// scan walks the extents of the source once. An extent that reads as zero needs no copy where the target does, too.
+func (l *loop) scan(ctx context.Context) error {
+	m := l.m
+	size := m.planner.d.Size()
+	for at := int64(0); at < size; {
+		if err := l.look(ctx); err != nil {
+			return err
+		}
+		var extent block.Extent
+		err := m.inside(ctx, func() (err error) {
+			extent, err = m.filter.source.BlockStatus(ctx, at, min(size-at, scanSlice))
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		allocated := extent.Status&block.StatusAllocated != 0
+		dirty := allocated
+		if m.opts.Sync == SyncFull {
+			dirty = extent.Status&block.StatusData != 0
+		}
+		m.mu.Lock()
+		done := m.planner.scan(extent.Len, dirty, dirty || allocated)
+		m.bytes.Skipped += done
+		m.mu.Unlock()
+		m.progress.Done(done)
+		at += extent.Len
+	}
+	return nil
+}

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mirror
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/blkmirror/blkmirror/job"
+)
+
+const (
+	// How long a ready job in background mode lets guests' writes gather before it copies them.
+	gatherTime = 100 * time.Millisecond
+	// How long the job waits before it tries a failed range again under the policy ignore, at first and at most.
+	retryFirst, retryMost = 50 * time.Millisecond, 5 * time.Second
+	// How much may be dirty when completion drains the guests; the rest is copied while they wait.
+	finalRest = 4 << 20
+)
+
+var errSizes = errors.New("Source and target image have different sizes")
+
+// Run is the loop of the job.
+func (m *Mirror) Run(ctx context.Context, _ *job.Job) error {
+	if m.opts.Source.Size() != m.opts.Target.Size() {
+		return errSizes
+	}
+	stop := context.AfterFunc(ctx, m.giveUp)
+	defer stop()
+	l := &loop{m: m, retry: retryFirst}
+	err := l.prepare(ctx)
+	for err == nil && !m.gone {
+		err = l.turn(ctx)
+	}
+	l.settleAll()
+	return err
+}
+
+// Clean takes the filter out of the graph if completion did not.
+func (m *Mirror) Clean(error) {
+	m.mu.Lock()
+	m.planner.stopped = true
+	m.mu.Unlock()
+	m.giveUp()
+	if !m.gone {
+		// Only a conflict of permissions could make this fail, and giving permissions up makes none.
+		if err := m.remove(context.Background()); err != nil {
+			panic("mirror: the filter cannot be removed: " + err.Error())
+		}
+	}
+}
+
+// loop is the state of the job's goroutine.
+type loop struct {
+	m        *Mirror
+	limiter  job.Limiter
+	inFlight int           // copies
+	gather   time.Time     // when the copy of what guests wrote begins; zero while nothing waits
+	retry    time.Duration // how long a failed range waits next time
+	notYet   time.Time     // no copy starts before
+	pending  bool          // the job waits for finalize
+}
+
+// turn looks around once, starts what can be started, and waits for something to happen.
+func (l *loop) turn(ctx context.Context) error {
+	if err := l.look(ctx); err != nil {
+		return err
+	}
+	complete, _ := l.m.job.CompleteWanted()
+	if complete {
+		// A guest that writes faster than the copy would keep the job from its end.
+		l.m.setMode(WriteBlocking)
+	}
+	wait, err := l.dispatch(ctx, complete)
+	if err != nil {
+		return err
+	}
+	if again, err := l.advance(ctx, complete); again || err != nil {
+		return err
+	}
+	l.sleep(ctx, wait)
+	return nil
+}
+
+// look deals with what others want and with what failed.
+func (l *loop) look(ctx context.Context) error {
+	m := l.m
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if f := l.takeFailure(); f != nil {
+		if err := l.failed(f); err != nil {
+			return err
+		}
+	}
+	if m.job.PauseWanted() {
+		l.settleAll()
+		if err := m.job.Checkpoint(ctx); err != nil {
+			return err
+		}
+		l.notYet = time.Time{}
+		if m.job.WasStopped() {
+			l.takeFailure() // whatever else failed then is dirty and tried again
+		}
+	}
+	l.refresh()
+	return nil
+}
+
+func (l *loop) takeFailure() *failure {
+	l.m.mu.Lock()
+	defer l.m.mu.Unlock()
+	f := l.m.failed
+	l.m.failed = nil
+	return f
+}
+
+// failed tells of a failure and does what the policy says.
+func (l *loop) failed(f *failure) error {
+	m := l.m
+	policy, node := m.opts.OnTargetError, m.opts.Target.Name()
+	if f.read {
+		policy, node = m.opts.OnSourceError, m.opts.Source.Name()
+	}
+	action := policy.Decide(f.err)
+	if l.pending {
+		action = job.ActionReport // it is too late to wait
+	}
+	m.job.Report(job.Failure{Read: f.read, Node: node, Off: f.off, Len: f.len, Err: f.err, Action: action})
+	switch action {
+	case job.ActionReport:
+		l.settleAll()
+		return f.err
+	case job.ActionIgnore:
+		l.notYet = time.Now().Add(l.retry)
+		l.retry = min(l.retry*2, retryMost)
+	}
+	return nil
+}
+
+// refresh sets what is left to do.
+func (l *loop) refresh() {
+	l.m.mu.Lock()
+	left := l.m.planner.left()
+	l.m.mu.Unlock()
+	l.m.progress.SetRemaining(left)
+}
+
+// dispatch starts copies until nothing is left to start, and says how long to wait at most until more can be; zero for
+// until something happens.
+func (l *loop) dispatch(ctx context.Context, hurry bool) (time.Duration, error) {
+	m := l.m
+	for l.inFlight < m.workers {
+		now := time.Now()
+		if wait, dirty := l.holdBack(now, hurry); !dirty || wait > 0 {
+			return wait, nil
+		}
+		started, err := l.startCopy(ctx, now)
+		if err != nil || !started {
+			return 0, err
+		}
+	}
+	return 0, nil
+}
+
+// holdBack says whether anything is dirty, and how long its copy has to wait still.
+func (l *loop) holdBack(now time.Time, hurry bool) (wait time.Duration, dirty bool) {
+	m := l.m
+	m.mu.Lock()
+	dirty, background := m.planner.d.Len() > 0, m.planner.mode == Background
+	m.mu.Unlock()
+	if !dirty {
+		l.gather = time.Time{}
+		return 0, false
+	}
+	if background && !hurry && m.job.IsReady() {
+		if l.gather.IsZero() {
+			l.gather = now.Add(gatherTime)
+		}
+		wait = l.gather.Sub(now)
+	}
+	l.limiter.SetSpeed(m.job.Speed(), now)
+	return max(wait, l.limiter.Wait(now), l.notYet.Sub(now)), true
+}
+
+// startCopy claims the next piece and hands it to a goroutine of its own.
+func (l *loop) startCopy(ctx context.Context, now time.Time) (started bool, err error) {
+	m := l.m
+	gate := m.backend.Gate()
+	if err := gate.Enter(ctx); err != nil {
+		return false, err
+	}
+	o := opPool.Get().(*op)
+	if !m.claimNext(o, l.limiter.Piece(m.planner.d.Granularity(), m.piece)) {
+		gate.Leave()
+		opPool.Put(o)
+		return false, nil
+	}
+	l.limiter.Take(o.end-o.off, now)
+	l.inFlight++
+	m.job.SetBusy(true)
+	go func() {
+		r := m.copy(ctx, o)
+		m.settle(&r)
+		gate.Leave()
+		m.results <- r
+	}()
+	return true, nil
+}
+
+// claimNext claims the next piece to copy, of at most limit bytes if it is data.
+func (m *Mirror) claimNext(o *op, limit int64) bool {
+	for {
+		m.mu.Lock()
+		zeroLimit := int64(zeroPiece)
+		if limit < m.piece {
+			zeroLimit = limit // a speed is set
+		}
+		f := m.planner.nextCopy(o, limit, m.hint, zeroLimit)
+		m.mu.Unlock()
+		if f != foundSlice {
+			return f == foundWork
+		}
+	}
+}
+
+// ended takes the result of a copy.
+func (l *loop) ended(r result) {
+	l.inFlight--
+	if l.inFlight == 0 {
+		l.m.job.SetBusy(false)
+	}
+	l.limiter.Take(r.data-r.claimed, time.Now())
+	if r.sourceErr == nil && r.targetErr == nil {
+		l.retry = retryFirst
+	}
+}
+
+// settleAll waits until no copy is in flight.
+func (l *loop) settleAll() {
+	for l.inFlight > 0 {
+		l.ended(<-l.m.results)
+	}
+}
+
+// sleep waits until something happens, for at most wait if that is not zero.
+func (l *loop) sleep(ctx context.Context, wait time.Duration) {
+	var timer <-chan time.Time
+	if wait > 0 {
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		timer = t.C
+	}
+	select {
+	case r := <-l.m.results:
+		l.ended(r)
+	case <-l.m.job.Wake():
+	case <-timer:
+	case <-ctx.Done():
+	}
+}
+
+// inside runs f behind the job's gate.
+func (m *Mirror) inside(ctx context.Context, f func() error) error {
+	gate := m.backend.Gate()
+	if err := gate.Enter(ctx); err != nil {
+		return err
+	}
+	defer gate.Leave()
+	return f()
+}
