@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conformance
+
+import "path"
+
+// leftOut lists the scenarios that are not run, and why. Shorten it: a row
+// goes as soon as what it waits for is there.
+var leftOut = []struct{ pattern, reason string }{
+	{"quirks/*", "recorded behaviour of qemu-storage-daemon that is improved on purpose, see better/"},
+	{"qcow2/*", "waits for qcow2 and backing files"},
+	{"error/*", "waits for the blkdebug driver, which comes with the error policies"},
+	{"mirror/nbd-target", "waits for the nbd driver"},
+	{"better/target-is-zero-lie", "waits for the check of target-is-zero"},
+	{"better/change-copy-mode-back", "waits for block-job-change back to background"},
+}
+
+// LeftOut tells whether a scenario is not run by default, and why.
+func LeftOut(name string) (reason string, ok bool) {
+	for _, row := range leftOut {
+		if match, err := path.Match(row.pattern, name); err == nil && match {
+			return row.reason, true
+		}
+	}
+	return "", false
+}
