@@ -7,8 +7,7 @@ import (
 	"slices"
 )
 
-// stepsOfContext is how many steps a difference shows before the one that
-// differs, and leftOutMark says that there were more.
+// stepsOfContext is how many steps are shown before one that differs.
 const stepsOfContext = 2
 
 // Compare gives the differences between the recorded outcome and that of a

@@ -77,7 +77,6 @@ func (m *monitor) receive() {
 	lines.Buffer(make([]byte, 0, 4096), maxMessage)
 	var broken error
 	for broken == nil && lines.Scan() {
-		var body map[string]any
 		value, err := decodeJSON(lines.Text())
 		body, isObject := value.(map[string]any)
 		switch {
