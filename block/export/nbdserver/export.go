@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nbdserver
+
+import (
+	"context"
+	"errors"
+	"math/bits"
+	"sync"
+
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/export"
+	"github.com/blkmirror/blkmirror/block/nbd"
+)
+
+// Type is the type of the exports of this package.
+const Type = "nbd"
+
+// Config describes an export.
+type Config struct {
+	ID           string
+	Node         *block.Node
+	Name         string // what clients ask for; the name of the node if empty
+	Description  string
+	Writable     bool
+	WriteThrough bool // every write is durable before it is answered
+}
+
+// Export is one node under one name.
+type Export struct {
+	config  Config
+	server  *Server
+	backend *block.Backend
+	stop    chan struct{} // holds a token: the right to stop the export
+
+	mu struct {
+		sync.Mutex
+		sessions map[*session]struct{}
+		stopping bool          // no more sessions
+		stopped  bool          // the node is free
+		empty    chan struct{} // closed when the last session is gone; nil while nobody waits for that
+	}
+}
+
+var _ export.Export = (*Export)(nil)
+
+// ID is the id of the export.
+func (e *Export) ID() string { return e.config.ID }
+
+// Type is [Type].
+func (e *Export) Type() string { return Type }
+
+// Name is what clients ask for.
+func (e *Export) Name() string { return e.config.Name }
+
+// Node is the node that the export shows at present.
+func (e *Export) Node() *block.Node { return e.backend.Node() }
+
+// ShuttingDown says whether the export takes no more clients.
+func (e *Export) ShuttingDown() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.mu.stopping
+}
+
+// attach makes the export stand on the top of its node.
+func (e *Export) attach(ctx context.Context, graph *block.Graph) error {
+	return graph.Change(ctx, func(tx *block.Tx) error {
+		top := graph.Top(e.config.Node)
+		need := block.PermConsistentRead
+		if e.config.Writable {
+			if e.config.Node.Options().ReadOnly || top.Options().ReadOnly {
+				return fail(block.KindReadOnly, "Cannot export read-only node as writable")
+			}
+			need |= block.PermWrite
+		}
+		backend, err := tx.Attach(top, "export '"+e.config.ID+"'", need, block.PermAll&^block.PermResize)
+		e.backend = backend
+		return err
+	})
+}
+
+// enter counts a session in; false if the export takes no more.
+func (e *Export) enter(s *session) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.mu.stopping {
+		return false
+	}
+	e.mu.sessions[s] = struct{}{}
+	return true
+}
+
+func (e *Export) leave(s *session) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.mu.sessions, s)
+	if len(e.mu.sessions) == 0 && e.mu.empty != nil {
+		close(e.mu.empty)
+		e.mu.empty = nil
+	}
+}
+
+// Stop ends the export, see [export.Export].
+func (e *Export) Stop(ctx context.Context, hard bool) error {
+	sessions, err := e.close(hard)
+	if err != nil {
+		return err
+	}
+	for _, s := range sessions {
+		s.kill(errRemoved)
+	}
+	select {
+	case e.stop <- struct{}{}:
+		defer func() { <-e.stop }()
+	case <-ctx.Done():
+		return &block.Error{Kind: block.KindShutdown, Op: block.OpGraph, Err: context.Cause(ctx)}
+	}
+	if err := e.waitEmpty(ctx); err != nil {
+		return err
+	}
+	if e.hasStopped() {
+		return nil
+	}
+	if err := e.server.graph.Change(ctx, func(tx *block.Tx) error {
+		tx.Detach(e.backend)
+		return nil
+	}); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.mu.stopped = true
+	e.mu.Unlock()
+	e.server.forget(e)
+	return nil
+}
+
+var errRemoved = errors.New("the export was removed")
+
+// close keeps further sessions out, and lists those that must be ended.
+func (e *Export) close(hard bool) ([]*session, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var sessions []*session
+	for s := range e.mu.sessions {
+		if hard {
+			sessions = append(sessions, s)
+		} else if !s.leaving() && !e.mu.stopping {
+			return nil, export.InUse(e.config.ID)
+		}
+	}
+	e.mu.stopping = true
+	return sessions, nil
+}
+
+func (e *Export) waitEmpty(ctx context.Context) error {
+	e.mu.Lock()
+	if len(e.mu.sessions) == 0 {
+		e.mu.Unlock()
+		return nil
+	}
+	if e.mu.empty == nil {
+		e.mu.empty = make(chan struct{})
+	}
+	empty := e.mu.empty
+	e.mu.Unlock()
+	select {
+	case <-empty:
+		return nil
+	case <-ctx.Done():
+		return &block.Error{Kind: block.KindShutdown, Op: block.OpGraph, Err: context.Cause(ctx)}
+	}
+}
+
+func (e *Export) hasStopped() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.mu.stopped
+}
+
+// flags are the transmission flags for a client with or without structured replies.
+func (e *Export) flags(structured, manyConns bool) nbd.TransmissionFlags {
+	flags := nbd.HasFlags | nbd.SendFlush | nbd.SendFUA | nbd.SendCache
+	if e.config.Writable {
+		flags |= nbd.SendTrim | nbd.SendWriteZeroes | nbd.SendFastZero
+	} else {
+		flags |= nbd.ReadOnly
+	}
+	if structured {
+		flags |= nbd.SendDF
+	}
+	if manyConns || !e.config.Writable {
+		flags |= nbd.CanMultiConn
+	}
+	return flags
+}
+
+// blockSizes are the requests that the export takes and likes.
+func (e *Export) blockSizes() nbd.BlockSizes {
+	preferred := int64(4096)
+	if g := e.Node().Limits().Granularity; g > preferred && bits.OnesCount64(uint64(g)) == 1 {
+		preferred = min(g, nbd.MaxPayload)
+	}
+	return nbd.BlockSizes{Minimum: 1, Preferred: uint32(preferred), Maximum: nbd.MaxPayload}
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nbdserver
+
+import (
+	"context"
+
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/nbd"
+)
+
+// task is a request under way.
+type task struct {
+	nbd.Request
+	cost int64         // what it counts of maxBytes
+	data *block.Buffer // of a write, or of the reply; nil if there is none
+}
+
+// admit counts a request in, if there is room for it.
+func (s *session) admit(ctx context.Context, cost int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.admitLocked(ctx, cost)
+}
+
+// admitLater waits until there is room. Others are at work and make it; if the session breaks, all that is under way
+// ends.
+func (s *session) admitLater(ctx context.Context, cost int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for !s.admitLocked(ctx, cost) {
+		s.mu.room.Wait()
+	}
+}
+
+func (s *session) admitLocked(ctx context.Context, cost int64) bool {
+	if s.mu.requests >= maxRequests || s.mu.bytes+cost > maxBytes {
+		return false
+	}
+	if s.mu.requests > 0 {
+		s.deep = deepFor
+	} else if s.deep > 0 {
+		s.deep--
+	}
+	s.mu.requests++
+	s.mu.bytes += cost
+	s.spareLocked(ctx)
+	return true
+}
+
+func (s *session) leaveLocked(requests int, cost int64) {
+	s.mu.requests -= requests
+	s.mu.bytes -= cost
+	s.mu.room.Signal() // only whoever has the turn waits
+}
+
+// answer puts the reply to a task behind those that wait to be written, and takes its buffer over. The result says
+// whether the batch has room for more.
+func (s *session) answer(t *task, failure nbd.Errno) (more bool) {
+	drop, reply := t.data, (*block.Buffer)(nil)
+	if failure == 0 && t.Command != nbd.CmdWrite {
+		drop, reply = nil, t.data
+	}
+	s.mu.Lock()
+	switch {
+	case s.mu.broken:
+		drop, reply = t.data, nil
+		s.leaveLocked(1, t.cost)
+		more = true
+	default:
+		if reply == nil {
+			s.leaveLocked(0, t.cost)
+			t.cost = 0
+		}
+		s.mu.out.heads = s.appendHead(s.mu.out.heads, t, failure, reply)
+		s.mu.out.add(reply, t.cost)
+		more = !s.mu.out.full()
+	}
+	s.mu.Unlock()
+	if drop != nil {
+		drop.Release()
+	}
+	return more
+}
+
+// appendHead adds the head of a reply, which is all of it but for the data.
+func (s *session) appendHead(b []byte, t *task, failure nbd.Errno, data *block.Buffer) []byte {
+	switch {
+	case !s.structured || t.Command != nbd.CmdRead && t.Command != nbd.CmdBlockStatus:
+		return nbd.SimpleReply{Error: failure, Cookie: t.Cookie}.Append(b)
+	case failure != 0:
+		return nbd.AppendErrorChunk(b, nbd.ChunkDone, t.Cookie, failure)
+	case data == nil:
+		return nbd.Chunk{Flags: nbd.ChunkDone, Type: nbd.ChunkNone, Cookie: t.Cookie}.Append(b)
+	case t.Command == nbd.CmdRead:
+		return nbd.AppendDataChunk(b, nbd.ChunkDone, t.Cookie, t.Offset, uint32(len(data.B)))
+	}
+	return nbd.Chunk{Flags: nbd.ChunkDone, Type: nbd.ChunkBlockStatus, Cookie: t.Cookie, Length: uint32(len(data.B))}.Append(b)
+}
+
+// flush writes the replies at hand, unless somebody is doing so, who will then go on with these.
+func (s *session) flush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.writing {
+		return
+	}
+	s.mu.writing = true
+	for s.mu.out.requests > 0 {
+		batch := s.mu.out
+		s.mu.out, s.mu.empty = s.mu.empty, nil
+		broken := s.mu.broken
+		s.mu.Unlock()
+		if !broken {
+			if err := batch.write(s.conn); err != nil {
+				s.kill(err)
+			}
+		}
+		requests, cost := batch.requests, batch.cost
+		batch.reset()
+		s.mu.Lock()
+		s.mu.empty = batch
+		s.leaveLocked(requests, cost)
+	}
+	s.mu.writing = false
+}
+
+// flushInTurn writes the replies at hand. A client that does not read them may keep it waiting, so the turn is lent
+// meanwhile; false if it is gone.
+func (s *session) flushInTurn(ctx context.Context) bool {
+	s.mu.Lock()
+	idle := s.mu.out.requests == 0 || s.mu.writing
+	if !idle {
+		s.spareLocked(ctx)
+	}
+	s.mu.Unlock()
+	if idle {
+		return true
+	}
+	loan := s.lend()
+	s.flush()
+	return s.reclaim(loan)
+}

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nbdserver
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/nbd"
+)
+
+const (
+	// maxRequests and maxBytes bound what one client can have under way: requests that were read and whose replies
+	// were not written, and the bytes of data that they hold. The largest request fits.
+	maxRequests = 64
+	maxBytes    = nbd.MaxPayload
+	// maxIdle is how many goroutines of a session wait for the turn rather than end.
+	maxIdle = 8
+	// maxDrain is the most data that is read only to be thrown away, after a request that is refused.
+	maxDrain = 2 * nbd.MaxPayload
+
+	// deepFor is for how many requests a session counts as having more than one request at a time.
+	deepFor = 16
+	// promptly is how soon a client cannot have reacted to a reply: what is there already was sent before.
+	promptly = 4 * time.Microsecond
+)
+
+// session is the connection of one client. See the package comment for how its goroutines take turns.
+type session struct {
+	server *Server
+	conn   net.Conn
+	cancel context.CancelCauseFunc
+	watch  *watchman
+	in     *input // belongs to whoever has the turn
+
+	// What the handshake found out; fixed afterwards.
+	export     *Export
+	structured bool // replies may be structured
+	allocation bool // base:allocation was asked for
+
+	workers sync.WaitGroup
+	turn    chan struct{} // the turn, on its way from one goroutine to another
+	over    chan struct{} // closed when no more requests will be read
+
+	// loan is odd while the turn is lent. It only grows, so that the watchman can tell loans apart.
+	loan atomic.Uint64
+	pace pace
+
+	// Whoever has the turn uses these.
+	deep int  // above 0: the client sent several requests at a time lately
+	last sort // of the request before
+
+	mu struct {
+		sync.Mutex
+		room     sync.Cond // fewer requests or bytes than before
+		idle     int       // goroutines that wait for the turn, or are about to
+		ended    bool      // no more requests will be read
+		broken   bool      // no more replies can be written
+		writing  bool      // somebody writes replies and will go on until there are none
+		err      error     // why the session ended, if not in good order
+		requests int
+		bytes    int64
+		out      *replies
+		empty    *replies // takes the place of out while that is written
+	}
+}
+
+func newSession(server *Server, conn net.Conn, watch *watchman, cancel context.CancelCauseFunc) *session {
+	s := &session{
+		server: server, conn: conn, watch: watch, cancel: cancel,
+		in:   newInput(conn),
+		turn: make(chan struct{}, 1), over: make(chan struct{}),
+	}
+	s.mu.room.L = &s.mu.Mutex
+	s.mu.out, s.mu.empty = newReplies(), newReplies()
+	return s
+}
+
+// kill ends the session from outside. Requests that wait for a gate are given up, those under way end first.
+func (s *session) kill(cause error) {
+	s.mu.Lock()
+	if s.mu.err == nil {
+		s.mu.err = cause
+	}
+	s.mu.broken = true
+	s.mu.Unlock()
+	s.cancel(cause)
+	_ = s.conn.Close()
+}
+
+// end notes that no more requests will be read. The caller has the turn, which ends with it.
+func (s *session) end(err error) {
+	switch {
+	case errors.Is(err, io.EOF):
+		s.cancel(errVanished) // what waits at a gate waits for nobody; the rest may still be answered
+	case err != nil:
+		s.kill(err)
+	}
+	s.mu.Lock()
+	s.mu.ended = true
+	s.mu.Unlock()
+	close(s.over)
+	s.flush()
+}
+
+var errVanished = errors.New("the client closed the connection")
+
+// leaving says whether the session is about to end.
+func (s *session) leaving() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.ended
+}
+
+// transmit carries out requests until the session ends, and returns why it ended: nil after a client's good-bye.
+func (s *session) transmit(ctx context.Context) error {
+	s.watch.add(s)
+	s.mu.Lock()
+	s.spareLocked(ctx)
+	s.mu.Unlock()
+	s.pass()
+	s.workers.Wait()
+	s.watch.remove(s)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.err
+}
+
+// work is the life of one goroutine of the session.
+func (s *session) work(ctx context.Context) {
+	defer s.workers.Done()
+	for s.await() {
+		for s.step(ctx) {
+		}
+		if !s.rejoin() {
+			return
+		}
+	}
+}
+
+// await waits for the turn; false if there will be none.
+func (s *session) await() bool {
+	select {
+	case <-s.turn:
+		return true
+	case <-s.over:
+		return false
+	}
+}
+
+// rejoin puts the goroutine, which lost the turn, among those that wait for it; false if it is not needed.
+func (s *session) rejoin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.ended || s.mu.idle >= maxIdle {
+		return false
+	}
+	s.mu.idle++
+	return true
+}
+
+// spareLocked makes sure that there is a goroutine to pass the turn to. There are at most as many goroutines as
+// requests under way, and a few.
+func (s *session) spareLocked(ctx context.Context) {
+	if s.mu.idle == 0 {
+		s.mu.idle++
+		s.workers.Add(1)
+		go s.work(ctx)
+	}
+}
+
+// pass gives the turn to a goroutine that waits for it, of which there is one.
+func (s *session) pass() {
+	s.mu.Lock()
+	s.mu.idle--
+	s.mu.Unlock()
+	s.turn <- struct{}{} // never blocks: there is one turn
+}
+
+func lent(loan uint64) bool { return loan&1 == 1 }
+
+// lend keeps the turn but lets the watchman take it. There is a goroutine to pass it to.
+func (s *session) lend() (loan uint64) {
+	loan = s.loan.Load() + 1
+	s.loan.Store(loan)
+	s.watch.notice()
+	return loan
+}
+
+// reclaim ends a loan; false if the turn is gone.
+func (s *session) reclaim(loan uint64) bool { return s.loan.CompareAndSwap(loan, loan+1) }
+
+// step reads one request, and carries it out or refuses it. The caller has the turn; it is the caller's still if step
+// returns true.
+func (s *session) step(ctx context.Context) bool {
+	r, ok := s.peek(ctx)
+	if !ok {
+		return false
+	}
+	t := task{Request: r}
+	refused := s.check(&t)
+	if !s.admit(ctx, t.cost) {
+		if !s.flushInTurn(ctx) {
+			return false
+		}
+		s.admitLater(ctx, t.cost)
+	}
+	s.in.skip(nbd.RequestSize)
+	if err := s.takePayload(&t, refused); err != nil {
+		s.end(err)
+		return false
+	}
+	if refused != 0 {
+		return s.answer(&t, refused) || s.flushInTurn(ctx)
+	}
+	return s.carryOut(ctx, &t)
+}
+
+// takePayload reads what follows a request.
+func (s *session) takePayload(t *task, refused nbd.Errno) error {
+	n := payload(&t.Request)
+	if refused != 0 || n == 0 {
+		return s.in.discard(n)
+	}
+	t.data = block.GetBuffer(int(n))
+	if err := s.in.take(t.data.B); err != nil {
+		t.data.Release()
+		return err
+	}
+	return nil
+}
+
+// peek returns the next request without using up its bytes. Before it waits for bytes it sends the replies at hand.
+// false: the turn is gone.
+func (s *session) peek(ctx context.Context) (nbd.Request, bool) {
+	if len(s.in.buffered()) < nbd.RequestSize {
+		if !s.flushInTurn(ctx) {
+			return nbd.Request{}, false
+		}
+		if err := s.receive(); err != nil {
+			s.end(err)
+			return nbd.Request{}, false
+		}
+	}
+	r, err := nbd.ParseRequest(s.in.buffered())
+	switch {
+	case err != nil:
+		s.end(err)
+		return r, false
+	case r.Command == nbd.CmdDisconnect:
+		s.end(nil)
+		return r, false
+	case payload(&r) > maxDrain:
+		s.end(errTooLong(r.Length))
+		return r, false
+	}
+	if int64(len(s.in.buffered())) < nbd.RequestSize+payload(&r) && !s.flushInTurn(ctx) {
+		return r, false
+	}
+	return r, true
+}
+
+// receive waits for a request.
+func (s *session) receive() error {
+	if !s.pace.slow(s.last) {
+		return s.in.fill(nbd.RequestSize)
+	}
+	began := time.Now()
+	err := s.in.fill(nbd.RequestSize)
+	if time.Since(began) < promptly {
+		s.deep = deepFor
+	}
+	return err
+}
+
+// carryOut carries a request out: here and now if that is likely to be quick, else beside the following ones.
+func (s *session) carryOut(ctx context.Context, t *task) bool {
+	gate := s.export.backend.Gate()
+	s.last = sortOf(&t.Request)
+	slow := s.deep > 0 && s.pace.slow(s.last)
+	entered := gate.TryEnter()
+	if !slow && entered {
+		loan := s.lend()
+		more := s.perform(ctx, gate, t)
+		if !s.reclaim(loan) {
+			s.flush()
+			return false
+		}
+		return more || s.flushInTurn(ctx)
+	}
+	s.pass()
+	if !entered {
+		if err := gate.Enter(ctx); err != nil {
+			s.answer(t, nbd.ErrnoOf(err))
+			s.flush()
+			return false
+		}
+	}
+	s.perform(ctx, gate, t)
+	s.flush()
+	return false
+}
