@@ -115,6 +115,7 @@ func (s Suite) zeroes(t *testing.T) {
 		for _, r := range [][2]int{{0, 512}, {4096, 4096}, {10_000, 1}, {64 * kib, 128 * kib}, {300_001, 77_777}, {512*kib - 512, 512}} {
 			err := n.WriteZeroes(bg, int64(r[0]), int64(r[1]), flags)
 			if err != nil && flags&block.NoFallback != 0 && block.KindOf(err) == block.KindNotSupported {
+				must(t, "read", n.ReadAt(bg, data[r[0]:r[0]+r[1]], int64(r[0]))) // its edges may be done already
 				continue
 			}
 			must(t, fmt.Sprintf("zeroes %d+%d flags %d", r[0], r[1], flags), err)
