@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/pflag"
+)
+
+// step is one option of the command line that is carried out in its turn.
+type step struct {
+	option, text string
+}
+
+func (s step) String() string { return "--" + s.option + " " + s.text }
+
+// commandLine is what the command line says.
+type commandLine struct {
+	steps         []step
+	pidFile       string
+	daemonize     bool
+	help, version bool
+	usage         string
+}
+
+// stepValue appends a step whenever its option is given, so that the order over all options is kept.
+type stepValue struct {
+	line   *commandLine
+	option string
+}
+
+func (v stepValue) String() string { return "" }
+func (v stepValue) Type() string   { return "" }
+func (v stepValue) Set(text string) error {
+	v.line.steps = append(v.line.steps, step{v.option, text})
+	return nil
+}
+
+func parseCommandLine(args []string) (*commandLine, error) {
+	line := &commandLine{}
+	flags := pflag.NewFlagSet("blkmirrord", pflag.ContinueOnError)
+	flags.SortFlags = false
+	flags.Usage = func() {}
+	add := func(option, usage string) { flags.Var(stepValue{line, option}, option, usage) }
+	add("blockdev", "open a block node: `[driver=]DRIVER,node-name=NAME[,KEY=VALUE...]` or JSON")
+	add("object", "make an object: `[qom-type=]TYPE,id=ID[,KEY=VALUE...]` or JSON")
+	add("nbd-server", "start the NBD server: `addr.type=unix,addr.path=PATH` or `addr.type=inet,addr.host=HOST,addr.port=PORT`")
+	add("export", "export a node: `[type=]nbd,id=ID,node-name=NODE[,writable=on][,name=NAME...]` or JSON")
+	add("chardev", "make a channel for a monitor: `socket,id=ID,path=PATH,server=on,wait=off`, socket with fd=N or host and port, or `stdio,id=ID`")
+	add("monitor", "serve QMP on a channel: `[chardev=]ID[,pretty=on]`")
+	add("qmp", "serve QMP on a unix socket at `PATH`; short for --chardev and --monitor")
+	flags.StringVar(&line.pidFile, "pidfile", "", "write the process id to `PATH` once everything runs; removed at exit")
+	flags.BoolVar(&line.daemonize, "daemonize", false, "go to the background once everything runs")
+	flags.BoolVarP(&line.help, "help", "h", false, "show this text")
+	flags.BoolVarP(&line.version, "version", "V", false, "show the version")
+	line.usage = "usage: blkmirrord [OPTION...]\n\nA storage daemon that exports disk images and mirrors them while they are in use.\n" +
+		"Options act in the order in which they are given.\n\n" + flags.FlagUsages()
+	if err := flags.Parse(args); err != nil {
+		return nil, err
+	}
+	if rest := flags.Args(); len(rest) > 0 {
+		return nil, fmt.Errorf("unexpected argument '%s'", strings.Join(rest, " "))
+	}
+	return line, nil
+}

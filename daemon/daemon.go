@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/blkmirror/blkmirror/block/export/nbdserver"
+	"github.com/blkmirror/blkmirror/daemon/handlers"
+	"github.com/blkmirror/blkmirror/daemon/options"
+	"github.com/blkmirror/blkmirror/qmp"
+	"github.com/blkmirror/blkmirror/qmp/api"
+	"github.com/blkmirror/blkmirror/qmp/server"
+)
+
+// stopTime is how long an orderly stop may take before the daemon exits all the same.
+const stopTime = 60 * time.Second
+
+// lastWords is how long clients may take to read what was queued for them.
+const lastWords = 2 * time.Second
+
+// Daemon is one running daemon.
+type Daemon struct {
+	log      *logrus.Entry
+	handlers *handlers.Handlers
+	server   *server.Server
+	command  sync.Mutex         // held by what runs: a command, or the way out
+	channels map[string]channel // by id
+	serving  sync.WaitGroup
+	quit     chan struct{} // closed when a quit was carried out
+	monitors int
+}
+
+// channel is a chardev that a monitor may be put on.
+type channel struct {
+	listener net.Listener // nil for standard input and output
+	used     bool
+}
+
+// Main runs a daemon with the arguments of its command line and returns the exit status.
+func Main(args []string, stdout, stderr io.Writer) int {
+	line, err := parseCommandLine(args)
+	if err != nil {
+		fmt.Fprintf(stderr, "blkmirrord: %s\nTry 'blkmirrord --help'.\n", err)
+		return 1
+	}
+	switch {
+	case line.help:
+		fmt.Fprint(stdout, line.usage)
+		return 0
+	case line.version:
+		fmt.Fprintf(stdout, "blkmirrord version %s (protocol of qemu-storage-daemon 11.1)\n", Version)
+		return 0
+	}
+	if line.daemonize && !isBackground() {
+		return startBackground(args, stderr)
+	}
+	logger := logrus.New()
+	logger.SetOutput(stderr)
+	// Everything the daemon allocates for long is in buffers that it reuses; what is left is small.
+	if err := run(line, logrus.NewEntry(logger)); err != nil {
+		fmt.Fprintf(stderr, "blkmirrord: %s\n", err)
+		return 1
+	}
+	return 0
+}
+
+// run starts everything, serves until it is told to end, and takes everything down.
+func run(line *commandLine, log *logrus.Entry) (err error) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	signal.Ignore(syscall.SIGPIPE)
+
+	d := newDaemon(log)
+	defer func() { err = errors.Join(err, d.stop()) }()
+	for _, s := range line.steps {
+		if err := d.perform(context.Background(), s); err != nil {
+			return err
+		}
+	}
+	if line.pidFile != "" {
+		pid, err := writePIDFile(line.pidFile)
+		if err != nil {
+			return err
+		}
+		defer pid.remove()
+	}
+	if line.daemonize {
+		if err := reportReady(); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-d.quit:
+		return nil
+	case s := <-signals:
+		log.WithField("signal", s.String()).Info("stopping")
+	}
+	go func() {
+		s := <-signals
+		log.WithField("signal", s.String()).Error("stopped at once by a second signal")
+		os.Exit(1)
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	return d.close(ctx)
+}
+
+func newDaemon(log *logrus.Entry) *Daemon {
+	d := &Daemon{log: log, channels: map[string]channel{}, quit: make(chan struct{})}
+	version := api.VersionInfo{QEMU: api.VersionTriple{Major: 11, Minor: 1, Micro: 3}, Package: "blkmirror " + Version}
+	d.handlers = handlers.New(handlers.Config{
+		Version: version,
+		Emit:    func(e qmp.Event) { d.server.Emit(e) },
+		Quit:    d.quitCommand,
+		NBD:     nbdEvents(log),
+	})
+	d.server = server.New(server.Config{
+		Version: version, Log: log,
+		Commands: func(ctx context.Context, name string, args *qmp.Object) (any, error) {
+			d.command.Lock()
+			defer d.command.Unlock()
+			return d.handlers.Dispatch(ctx, name, args)
+		}})
+	return d
+}
+
+func nbdEvents(log *logrus.Entry) nbdserver.Events {
+	return nbdserver.Events{
+		Closed: func(c nbdserver.Conn, err error) {
+			if err != nil {
+				log.WithFields(logrus.Fields{"conn": c.ID, "export": c.Export, "err": err}).Warn("NBD connection ended")
+			}
+		},
+		AcceptFailed: func(err error) { log.WithField("err", err).Warn("NBD server cannot accept a connection") },
+	}
+}
+
+// perform carries out one option of the command line.
+func (d *Daemon) perform(ctx context.Context, s step) error {
+	var err error
+	switch s.option {
+	case "blockdev":
+		err = with(options.Blockdev, s.text, func(o *api.BlockdevOptions) error { return d.handlers.BlockdevAdd(ctx, o) })
+	case "object":
+		err = with(options.Object, s.text, func(o *api.ObjectOptions) error { return d.handlers.ObjectAdd(ctx, o) })
+	case "nbd-server":
+		err = with(options.NBDServer, s.text, func(o *api.NbdServerOptions) error { return d.handlers.StartNBD(ctx, o) })
+	case "export":
+		err = with(options.Export, s.text, func(o *api.BlockExportOptions) error { return d.handlers.BlockExportAdd(ctx, o) })
+	case "chardev":
+		err = with(options.Chardev, s.text, d.addChannel)
+	case "monitor":
+		err = with(options.Monitor, s.text, d.addMonitor)
+	case "qmp":
+		err = d.addQMP(s.text)
+	}
+	var named optionError
+	if err != nil && !errors.As(err, &named) {
+		err = fmt.Errorf("%s: %w", s, err)
+	}
+	return err
+}
+
+// optionError is one that names its option already.
+type optionError struct{ error }
+
+func with[T any](parse func(string) (*T, error), text string, do func(*T) error) error {
+	o, err := parse(text)
+	if err != nil {
+		return optionError{err}
+	}
+	return do(o)
+}
+
+// quitCommand is what the quit command does before it is answered.
+func (d *Daemon) quitCommand(ctx context.Context) error {
+	d.server.StopCommands()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	defer cancel()
+	err := d.handlers.Close(ctx)
+	server.AfterReply(ctx, func() { close(d.quit) })
+	return err
+}
+
+// close ends jobs, exports and nodes when no command runs any more.
+func (d *Daemon) close(ctx context.Context) error {
+	d.server.StopCommands()
+	d.command.Lock()
+	defer d.command.Unlock()
+	return d.handlers.Close(ctx)
+}
+
+// stop ends the monitors, after whatever ended the daemon.
+func (d *Daemon) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), lastWords)
+	defer cancel()
+	var errs []error
+	for _, c := range d.channels {
+		if c.listener != nil && !c.used {
+			errs = append(errs, c.listener.Close())
+		}
+	}
+	if err := d.server.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		errs = append(errs, err)
+	}
+	select {
+	case <-d.quit:
+	default: // a failed start, or a signal, which has closed everything already
+		closing, cancel := context.WithTimeout(context.Background(), stopTime)
+		defer cancel()
+		errs = append(errs, d.handlers.Close(closing))
+	}
+	return errors.Join(errs...)
+}

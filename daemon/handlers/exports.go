@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handlers
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"github.com/blkmirror/blkmirror/block/export/nbdserver"
+	"github.com/blkmirror/blkmirror/qmp"
+	"github.com/blkmirror/blkmirror/qmp/api"
+)
+
+const (
+	defaultMaxConnections   = 100
+	defaultHandshakeSeconds = 10
+)
+
+// NBDServerStart starts the NBD server.
+func (h *Handlers) NBDServerStart(ctx context.Context, a *api.NbdServerOptionsLegacy) error {
+	var addr api.SocketAddress
+	switch l := a.Addr; {
+	case l.Inet != nil:
+		addr = api.SocketAddress{Type: l.Type, Inet: &l.Inet.Data}
+	case l.Unix != nil:
+		addr = api.SocketAddress{Type: l.Type, Unix: &l.Unix.Data}
+	case l.Fd != nil:
+		addr = api.SocketAddress{Type: l.Type, Fd: &l.Fd.Data}
+	case l.Vsock != nil:
+		addr = api.SocketAddress{Type: l.Type, Vsock: &l.Vsock.Data}
+	}
+	return h.StartNBD(ctx, &api.NbdServerOptions{NbdServerOptionsBase: a.NbdServerOptionsBase, Addr: addr})
+}
+
+// StartNBD starts the NBD server as the command line describes it.
+func (h *Handlers) StartNBD(ctx context.Context, o *api.NbdServerOptions) error {
+	if o.TLSCreds != nil || o.TLSAuthz != nil {
+		return qmp.Errorf("Parameter 'tls-creds' is not supported: TLS is not available")
+	}
+	return h.nbd.Start(func() (net.Listener, error) { return listen(ctx, &o.Addr) }, nbdserver.Options{
+		MaxConnections:   int(qmp.Or(o.MaxConnections, defaultMaxConnections)),
+		HandshakeTimeout: time.Duration(qmp.Or(o.HandshakeMaxSeconds, defaultHandshakeSeconds)) * time.Second})
+}
+
+func listen(ctx context.Context, a *api.SocketAddress) (net.Listener, error) {
+	switch {
+	case a.Unix != nil:
+		if qmp.Or(a.Unix.Abstract, false) {
+			return nil, qmp.Errorf("Parameter 'addr.abstract' is not supported: give a path")
+		}
+		return nbdserver.ListenUnix(a.Unix.Path, 0o600)
+	case a.Inet != nil:
+		network := "tcp"
+		switch v4, v6 := qmp.Or(a.Inet.IPv4, false), qmp.Or(a.Inet.IPv6, false); {
+		case v4 && !v6:
+			network = "tcp4"
+		case v6 && !v4:
+			network = "tcp6"
+		}
+		return nbdserver.ListenTCP(ctx, network, a.Inet.Host, a.Inet.Port)
+	}
+	return nil, qmp.Errorf("Parameter 'addr.type' does not accept value '%s' here: use 'unix' or 'inet'", a.Type)
+}
+
+// NBDServerStop stops the NBD server.
+func (h *Handlers) NBDServerStop(ctx context.Context) error { return h.nbd.Stop(ctx) }
+
+// BlockExportAdd makes an export.
+func (h *Handlers) BlockExportAdd(ctx context.Context, o *api.BlockExportOptions) error {
+	n, err := h.graph.Node(o.NodeName)
+	if err != nil {
+		return err
+	}
+	switch {
+	case o.NBD == nil:
+		return qmp.Errorf("Exports of type '%s' are not available", o.Type)
+	case len(o.NBD.Bitmaps) > 0:
+		return qmp.Errorf("Parameter 'bitmaps' is not supported")
+	case qmp.Or(o.NBD.AllocationDepth, false):
+		return qmp.Errorf("Parameter 'allocation-depth' is not supported")
+	}
+	if err := h.checkIothreads(o.Iothread); err != nil {
+		return err
+	}
+	return h.nbd.AddExport(ctx, nbdserver.Config{ID: o.ID, Node: n, Name: qmp.Or(o.NBD.Name, ""),
+		Description: qmp.Or(o.NBD.Description, ""), Writable: qmp.Or(o.Writable, false),
+		WriteThrough: qmp.Or(o.Writethrough, false)})
+}
+
+// checkIothreads sees to it that named iothreads exist; they have no effect.
+func (h *Handlers) checkIothreads(t *api.BlockExportIothreads) error {
+	if t == nil {
+		return nil
+	}
+	names := t.Multi
+	if t.Single != nil {
+		names = []string{*t.Single}
+	} else if len(names) > 1 {
+		return qmp.Errorf("NBD export does not support multi-threading")
+	}
+	for _, name := range names {
+		if o, ok := h.objects[name]; !ok || o.group != nil {
+			return qmp.Errorf("iothread \"%s\" not found", name)
+		}
+	}
+	return nil
+}
+
+// BlockExportDel removes an export.
+func (h *Handlers) BlockExportDel(ctx context.Context, a *api.BlockExportDelArguments) error {
+	return h.exports.Remove(ctx, a.ID, a.Mode == api.BlockExportRemoveModeHard)
+}
+
+// QueryBlockExports lists the exports.
+func (h *Handlers) QueryBlockExports(context.Context) ([]api.BlockExportInfo, error) {
+	var list []api.BlockExportInfo
+	for _, e := range h.exports.List() {
+		list = append(list, api.BlockExportInfo{ID: e.ID(), Type: api.BlockExportType(e.Type()),
+			NodeName: h.graph.Shown(e.Node()).Name(), ShuttingDown: e.ShuttingDown()})
+	}
+	return list, nil
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package handlers carries out the commands of the monitor: it turns QMP's arguments into calls of the block layer, the
+// exports and the jobs, and their answers and errors into QMP's. It is the only place that knows both sides.
+//
+// Commands run one at a time, those of the command line included; the server sees to that. What jobs and exports do by
+// themselves meanwhile is told as events.
+package handlers
+
+import (
+	"context"
+	"errors"
+
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/export"
+	"github.com/blkmirror/blkmirror/block/export/nbdserver"
+	"github.com/blkmirror/blkmirror/block/filter/throttle"
+	"github.com/blkmirror/blkmirror/job"
+	"github.com/blkmirror/blkmirror/qmp"
+	"github.com/blkmirror/blkmirror/qmp/api"
+	"github.com/blkmirror/blkmirror/qmp/server"
+)
+
+// Config is what handlers need of the daemon.
+type Config struct {
+	Version api.VersionInfo
+	// Emit announces an event. It never waits.
+	Emit func(qmp.Event)
+	// Shutdown ends everything that handlers opened is used by; quit calls it before it is answered.
+	Quit func(ctx context.Context) error
+	// NBD is told about connections.
+	NBD nbdserver.Events
+}
+
+// Handlers implements api.Commands on one daemon's graph, jobs and exports.
+type Handlers struct {
+	api.Introspection
+	config  Config
+	graph   *block.Graph
+	jobs    *job.Registry
+	exports *export.Registry
+	nbd     *nbdserver.Server
+	objects map[string]object
+}
+
+// object is something made by object-add.
+type object struct {
+	group *throttle.Group // nil for an iothread, which has no effect here
+}
+
+var _ api.Commands = (*Handlers)(nil)
+
+// New makes handlers with an empty graph.
+func New(c Config) *Handlers {
+	h := &Handlers{config: c, graph: block.NewGraph(), objects: map[string]object{}}
+	h.jobs = job.NewRegistry(jobEvents{c.Emit})
+	h.exports = export.NewRegistry(func(id string) { c.Emit(&api.BlockExportDeletedEvent{ID: id}) })
+	h.nbd = nbdserver.New(h.graph, h.exports, c.NBD)
+	return h
+}
+
+// Dispatch executes a command of a monitor.
+func (h *Handlers) Dispatch(ctx context.Context, name string, args *qmp.Object) (any, error) {
+	result, err := api.Dispatch(ctx, h, name, args)
+	return result, asQMP(err)
+}
+
+// Close ends jobs, then exports, then nodes. It goes on after a failure.
+func (h *Handlers) Close(ctx context.Context) error {
+	errs := []error{h.jobs.CancelAll(ctx)}
+	if h.nbd.Running() {
+		errs = append(errs, h.nbd.Stop(ctx))
+	}
+	errs = append(errs, h.graph.Change(ctx, func(tx *block.Tx) error {
+		for open := true; open; {
+			open = false
+			for _, n := range h.graph.Nodes() {
+				if h.graph.Monitored(n) && len(h.graph.Users(n)) == 0 {
+					if err := tx.RemoveNode(n); err != nil {
+						return err
+					}
+					open = true
+					break
+				}
+			}
+		}
+		return nil
+	}))
+	return errors.Join(errs...)
+}
+
+// after lets a job act on a verb once the verb is answered.
+func after(ctx context.Context) job.After {
+	return func(f func()) { server.AfterReply(ctx, f) }
+}
+
+// asQMP gives an error its class.
+func asQMP(err error) error {
+	if err == nil {
+		return nil
+	}
+	var wire *qmp.Error
+	if errors.As(err, &wire) {
+		return wire
+	}
+	var refused *job.Error
+	if errors.As(err, &refused) && refused.NotActive {
+		return qmp.ClassErrorf(qmp.DeviceNotActive, "%s", refused.Text)
+	}
+	return qmp.Errorf("%s", err)
+}
+
+// QueryVersion tells what the daemon is.
+func (h *Handlers) QueryVersion(context.Context) (api.VersionInfo, error) {
+	return h.config.Version, nil
+}
+
+// QueryCommands lists the commands.
+func (h *Handlers) QueryCommands(context.Context) ([]api.CommandInfo, error) {
+	var list []api.CommandInfo
+	for _, name := range api.CommandNames() {
+		list = append(list, api.CommandInfo{Name: name})
+	}
+	return list, nil
+}
+
+// Quit ends the daemon. It returns when all is closed, so that its reply is the last thing that is sent.
+func (h *Handlers) Quit(ctx context.Context) error { return h.config.Quit(ctx) }

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handlers
+
+import (
+	"context"
+
+	"github.com/blkmirror/blkmirror/job"
+	"github.com/blkmirror/blkmirror/job/mirror"
+	"github.com/blkmirror/blkmirror/qmp"
+	"github.com/blkmirror/blkmirror/qmp/api"
+)
+
+// on runs a verb on a job.
+func (h *Handlers) on(id string, verb func(*job.Job) error) error {
+	j, err := h.jobs.Find(id)
+	if err != nil {
+		return err
+	}
+	return verb(j)
+}
+
+// onBlock runs a verb on a block job, which is what the older commands know.
+func (h *Handlers) onBlock(id string, verb func(*job.Job) error) error {
+	j, err := h.jobs.FindBlockJob(id)
+	if err != nil {
+		return err
+	}
+	return verb(j)
+}
+
+func (h *Handlers) JobPause(ctx context.Context, a *api.JobPauseArguments) error {
+	return h.on(a.ID, func(j *job.Job) error { return j.Pause(after(ctx)) })
+}
+
+func (h *Handlers) JobResume(ctx context.Context, a *api.JobResumeArguments) error {
+	return h.on(a.ID, func(j *job.Job) error { return j.Resume(after(ctx)) })
+}
+
+func (h *Handlers) JobCancel(ctx context.Context, a *api.JobCancelArguments) error {
+	return h.on(a.ID, func(j *job.Job) error { return j.Cancel(after(ctx)) })
+}
+
+func (h *Handlers) JobComplete(ctx context.Context, a *api.JobCompleteArguments) error {
+	return h.on(a.ID, func(j *job.Job) error { return j.Complete(after(ctx)) })
+}
+
+func (h *Handlers) JobFinalize(ctx context.Context, a *api.JobFinalizeArguments) error {
+	return h.on(a.ID, func(j *job.Job) error { return j.Finalize(after(ctx)) })
+}
+
+func (h *Handlers) JobDismiss(_ context.Context, a *api.JobDismissArguments) error {
+	return h.on(a.ID, (*job.Job).Dismiss)
+}
+
+func (h *Handlers) BlockJobPause(ctx context.Context, a *api.BlockJobPauseArguments) error {
+	return h.onBlock(a.Device, func(j *job.Job) error { return j.Pause(after(ctx)) })
+}
+
+func (h *Handlers) BlockJobResume(ctx context.Context, a *api.BlockJobResumeArguments) error {
+	return h.onBlock(a.Device, func(j *job.Job) error { return j.Resume(after(ctx)) })
+}
+
+func (h *Handlers) BlockJobCancel(ctx context.Context, a *api.BlockJobCancelArguments) error {
+	return h.onBlock(a.Device, func(j *job.Job) error { return j.SoftCancel(qmp.Or(a.Force, false), after(ctx)) })
+}
+
+func (h *Handlers) BlockJobComplete(ctx context.Context, a *api.BlockJobCompleteArguments) error {
+	return h.onBlock(a.Device, func(j *job.Job) error { return j.Complete(after(ctx)) })
+}
+
+func (h *Handlers) BlockJobFinalize(ctx context.Context, a *api.BlockJobFinalizeArguments) error {
+	return h.onBlock(a.ID, func(j *job.Job) error { return j.Finalize(after(ctx)) })
+}
+
+func (h *Handlers) BlockJobDismiss(_ context.Context, a *api.BlockJobDismissArguments) error {
+	return h.onBlock(a.ID, (*job.Job).Dismiss)
+}
+
+func (h *Handlers) BlockJobSetSpeed(_ context.Context, a *api.BlockJobSetSpeedArguments) error {
+	return h.onBlock(a.Device, func(j *job.Job) error { return j.SetSpeed(a.Speed) })
+}
+
+// BlockJobChange changes the copy mode of a mirror.
+func (h *Handlers) BlockJobChange(_ context.Context, a *api.BlockJobChangeOptions) error {
+	return h.onBlock(a.ID, func(j *job.Job) error {
+		if err := j.AllowChange(); err != nil {
+			return err
+		}
+		m, ok := j.Body().(*mirror.Mirror)
+		if !ok || a.Mirror == nil {
+			return qmp.Errorf("Job '%s' of type '%s' cannot be changed as a job of type '%s'", a.ID, j.Info().Type, a.Type)
+		}
+		m.ChangeMode(copyMode(a.Mirror.CopyMode))
+		return nil
+	})
+}
+
+// QueryJobs describes all jobs.
+func (h *Handlers) QueryJobs(context.Context) ([]api.JobInfo, error) {
+	var list []api.JobInfo
+	for _, j := range h.jobs.Jobs() {
+		i := j.Info()
+		info := api.JobInfo{ID: i.ID, Type: api.JobType(i.Type), Status: api.JobStatus(i.Status.String()),
+			CurrentProgress: i.Current, TotalProgress: i.Total, Error: nonEmpty(i.Error)}
+		if m, ok := j.Body().(*mirror.Mirror); ok {
+			info.JobWork = work(m.State())
+		}
+		list = append(list, info)
+	}
+	return list, nil
+}
+
+// QueryBlockJobs describes the block jobs.
+func (h *Handlers) QueryBlockJobs(context.Context) ([]api.BlockJobInfo, error) {
+	var list []api.BlockJobInfo
+	for _, j := range h.jobs.Jobs() {
+		i := j.Info()
+		if !i.BlockJob {
+			continue
+		}
+		info := api.BlockJobInfo{Type: api.JobType(i.Type), Device: i.ID, Len: i.Total, Offset: i.Current, Busy: i.Busy,
+			Paused: i.Paused, Speed: i.Speed, IOStatus: api.BlockDeviceIoStatus(i.IOStatus.String()),
+			Ready:  i.Status == job.Ready || i.Status == job.Standby,
+			Status: api.JobStatus(i.Status.String()), AutoFinalize: i.AutoFinalize, AutoDismiss: i.AutoDismiss,
+			Error: nonEmpty(i.Error)}
+		if m, ok := j.Body().(*mirror.Mirror); ok {
+			s := m.State()
+			info.Mirror = &api.BlockJobInfoMirror{JobWork: work(s), ActivelySynced: s.Synced}
+		}
+		list = append(list, info)
+	}
+	return list, nil
+}
+
+func work(s mirror.State) api.JobWork {
+	return api.JobWork{CopiedBytes: &s.Bytes.Copied, ZeroedBytes: &s.Bytes.Zeroed, SkippedBytes: &s.Bytes.Skipped,
+		DirtyBytes: &s.Dirty}
+}

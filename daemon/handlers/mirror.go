@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handlers
+
+import (
+	"context"
+
+	"github.com/blkmirror/blkmirror/job"
+	"github.com/blkmirror/blkmirror/job/mirror"
+	"github.com/blkmirror/blkmirror/qmp"
+	"github.com/blkmirror/blkmirror/qmp/api"
+)
+
+// BlockdevMirror starts a mirror.
+func (h *Handlers) BlockdevMirror(ctx context.Context, a *api.BlockdevMirrorArguments) error {
+	o := mirror.Options{
+		JobID: qmp.Or(a.JobID, ""), Speed: qmp.Or(a.Speed, 0), Granularity: int64(qmp.Or(a.Granularity, 0)),
+		BufSize: qmp.Or(a.BufSize, 0), Mode: copyMode(a.CopyMode), FilterName: qmp.Or(a.FilterNodeName, ""),
+		OnSourceError: policy(a.OnSourceError), OnTargetError: policy(a.OnTargetError),
+		TargetIsZero: qmp.Or(a.TargetIsZero, false),
+		AutoFinalize: qmp.Or(a.AutoFinalize, true), AutoDismiss: qmp.Or(a.AutoDismiss, true),
+	}
+	var err error
+	if o.Source, err = h.graph.Node(a.Device); err != nil {
+		return err
+	}
+	if o.Target, err = h.graph.Node(a.Target); err != nil {
+		return err
+	}
+	if a.Replaces != nil {
+		if o.Replaces, err = h.graph.Node(*a.Replaces); err != nil {
+			return qmp.Errorf("Failed to find node with node-name='%s'", *a.Replaces)
+		}
+	}
+	switch a.Sync {
+	case api.MirrorSyncModeFull:
+		o.Sync = mirror.SyncFull
+	case api.MirrorSyncModeTop:
+		o.Sync = mirror.SyncTop
+	case api.MirrorSyncModeNone:
+		o.Sync = mirror.SyncNone
+	default:
+		return qmp.Errorf("Sync mode '%s' not supported", a.Sync)
+	}
+	_, err = mirror.Start(ctx, h.graph, h.jobs, o, after(ctx))
+	return err
+}
+
+func copyMode(m api.MirrorCopyMode) mirror.Mode {
+	if m == api.MirrorCopyModeWriteBlocking {
+		return mirror.WriteBlocking
+	}
+	return mirror.Background
+}
+
+func policy(p api.BlockdevOnError) job.Policy {
+	switch p {
+	case api.BlockdevOnErrorIgnore:
+		return job.PolicyIgnore
+	case api.BlockdevOnErrorStop:
+		return job.PolicyStop
+	case api.BlockdevOnErrorEnospc, api.BlockdevOnErrorAuto:
+		return job.PolicyENOSPC
+	}
+	return job.PolicyReport
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handlers
+
+import (
+	"context"
+	"time"
+
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/driver/file"
+	"github.com/blkmirror/blkmirror/block/driver/null"
+	"github.com/blkmirror/blkmirror/block/driver/raw"
+	"github.com/blkmirror/blkmirror/block/filter/throttle"
+	"github.com/blkmirror/blkmirror/qmp"
+	"github.com/blkmirror/blkmirror/qmp/api"
+)
+
+// BlockdevAdd opens a node.
+func (h *Handlers) BlockdevAdd(ctx context.Context, o *api.BlockdevOptions) error {
+	if o.NodeName == nil {
+		return qmp.Errorf("'node-name' must be specified for the root node")
+	}
+	return h.graph.Change(ctx, func(tx *block.Tx) error {
+		_, err := h.open(tx, o, nil)
+		return err
+	})
+}
+
+// open opens a node and the children that are defined inside it. parent has the options of the node above, which a child
+// inherits unless it says otherwise; nil for a root.
+func (h *Handlers) open(tx *block.Tx, o *api.BlockdevOptions, parent *nodeOptions) (*block.Node, error) {
+	if o.NodeName != nil {
+		if err := block.CheckNodeName(*o.NodeName); err != nil {
+			return nil, err
+		}
+		if _, err := h.graph.Node(*o.NodeName); err == nil {
+			return nil, qmp.Errorf("Duplicate nodes with node-name='%s'", *o.NodeName)
+		}
+	}
+	options, err := commonOptions(o, parent)
+	if err != nil {
+		return nil, err
+	}
+	c := block.NodeConfig{Name: qmp.Or(o.NodeName, ""), DriverName: string(o.Driver), Options: options.Options,
+		Monitor: parent == nil}
+	// child opens or finds the node below and makes the driver on the edge to it.
+	child := func(ref api.BlockdevRef, make func(e *block.Edge) (block.Driver, error)) error {
+		below, err := h.child(tx, ref, options)
+		c.Children = []block.Child{{Name: "file", Node: below}}
+		c.Open = func(edges []*block.Edge) (block.Driver, error) { return make(edges[0]) }
+		return err
+	}
+	switch {
+	case o.File != nil:
+		c.Open = func([]*block.Edge) (block.Driver, error) { return openFile(o.File, options, false) }
+	case o.HostDevice != nil:
+		c.Open = func([]*block.Edge) (block.Driver, error) { return openFile(o.HostDevice, options, true) }
+	case o.NullCo != nil:
+		c.Open = func([]*block.Edge) (block.Driver, error) { return openNull(o.NullCo) }
+	case o.NullAIO != nil:
+		c.Open = func([]*block.Edge) (block.Driver, error) { return openNull(o.NullAIO) }
+	case o.Raw != nil:
+		window := raw.Options{Offset: qmp.Or(o.Raw.Offset, 0), Size: o.Raw.Size}
+		err = child(o.Raw.File, func(e *block.Edge) (block.Driver, error) { return raw.Open(e, window) })
+	case o.Throttle != nil:
+		group := h.objects[o.Throttle.ThrottleGroup].group
+		if group == nil {
+			return nil, qmp.Errorf("Throttle group '%s' does not exist", o.Throttle.ThrottleGroup)
+		}
+		err = child(o.Throttle.File, func(e *block.Edge) (block.Driver, error) { return throttle.Open(e, group), nil })
+	default:
+		return nil, qmp.Errorf("Driver '%s' cannot be opened here", o.Driver)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return tx.AddNode(c)
+}
+
+// child finds the node that a reference names, with the filters over it, or opens the one that it defines.
+func (h *Handlers) child(tx *block.Tx, ref api.BlockdevRef, parent *nodeOptions) (*block.Node, error) {
+	if ref.Reference == nil {
+		return h.open(tx, ref.Definition, parent)
+	}
+	n, err := h.graph.Node(*ref.Reference)
+	if err != nil {
+		return nil, err
+	}
+	return h.graph.Top(n), nil
+}
+
+// nodeOptions are the options that a child may inherit.
+type nodeOptions struct {
+	block.Options
+	autoReadOnly bool
+}
+
+func commonOptions(o *api.BlockdevOptions, parent *nodeOptions) (*nodeOptions, error) {
+	n := &nodeOptions{}
+	if parent != nil {
+		*n = *parent
+		n.Discard, n.DetectZeroes = true, block.DetectZeroesOff
+	}
+	n.ReadOnly = qmp.Or(o.ReadOnly, n.ReadOnly)
+	n.autoReadOnly = qmp.Or(o.AutoReadOnly, n.autoReadOnly)
+	n.ForceShare = qmp.Or(o.ForceShare, n.ForceShare)
+	if o.Cache != nil {
+		n.Direct = qmp.Or(o.Cache.Direct, n.Direct)
+		n.NoFlush = qmp.Or(o.Cache.NoFlush, n.NoFlush)
+	}
+	if o.Discard != "" {
+		n.Discard = o.Discard == api.BlockdevDiscardOptionsUnmap
+	}
+	switch o.DetectZeroes {
+	case api.BlockdevDetectZeroesOptionsOn:
+		n.DetectZeroes = block.DetectZeroesOn
+	case api.BlockdevDetectZeroesOptionsUnmap:
+		n.DetectZeroes = block.DetectZeroesUnmap
+	}
+	switch {
+	case n.DetectZeroes == block.DetectZeroesUnmap && !n.Discard:
+		return nil, qmp.Errorf("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
+	case n.ForceShare && !n.ReadOnly:
+		return nil, qmp.Errorf("force-share=on can only be used with read-only images")
+	case !qmp.Or(o.Active, true):
+		return nil, qmp.Errorf("Parameter 'active' does not accept value 'false': nodes are always active here")
+	}
+	return n, nil
+}
+
+func openFile(o *api.BlockdevOptionsFile, n *nodeOptions, device bool) (block.Driver, error) {
+	if o.PrManager != nil {
+		return nil, qmp.Errorf("Parameter 'pr-manager' is not supported")
+	}
+	f := file.Options{Filename: o.Filename, HostDevice: device, ReadOnly: n.ReadOnly, AutoReadOnly: n.autoReadOnly,
+		Direct: n.Direct, ForceShare: n.ForceShare}
+	switch o.Locking {
+	case api.OnOffAutoOn:
+		f.Locking = file.LockingOn
+	case api.OnOffAutoOff:
+		f.Locking = file.LockingOff
+	}
+	switch o.AIO {
+	case api.BlockdevAioOptionsNative:
+		f.AIO = file.AIONative
+	case api.BlockdevAioOptionsIOUring:
+		f.AIO = file.AIOURing
+	}
+	return file.Open(f)
+}
+
+func openNull(o *api.BlockdevOptionsNull) (block.Driver, error) {
+	return null.Open(null.Options{Size: o.Size, Latency: time.Duration(qmp.Or(o.LatencyNS, 0)),
+		ReadZeroes: qmp.Or(o.ReadZeroes, false)})
+}
+
+// BlockdevDel closes a node.
+func (h *Handlers) BlockdevDel(ctx context.Context, args *api.BlockdevDelArguments) error {
+	return h.graph.Change(ctx, func(tx *block.Tx) error {
+		n, err := h.graph.Node(args.NodeName)
+		if err != nil {
+			return qmp.Errorf("Failed to find node with node-name='%s'", args.NodeName)
+		}
+		if err := n.Busy(); err != nil {
+			return err
+		}
+		if users := h.graph.Users(n); len(users) == 0 && !h.graph.Monitored(n) {
+			return qmp.Errorf("Node %s is not owned by the monitor", args.NodeName)
+		}
+		return tx.RemoveNode(n)
+	})
+}
+
+// BlockResize changes the length of a node.
+func (h *Handlers) BlockResize(ctx context.Context, args *api.BlockResizeArguments) error {
+	device, name := qmp.Or(args.Device, ""), qmp.Or(args.NodeName, "")
+	return h.graph.Change(ctx, func(tx *block.Tx) error {
+		n, err := h.graph.Node(name)
+		if err != nil || device != "" {
+			return qmp.Errorf("Cannot find device='%s' nor node-name='%s'", device, name)
+		}
+		return tx.Resize(ctx, n, args.Size)
+	})
+}
