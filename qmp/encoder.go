@@ -182,6 +182,9 @@ func (e *Encoder) unit(r rune) {
 	e.buf = append(e.buf, '\\', 'u', hex[r>>12&15], hex[r>>8&15], hex[r>>4&15], hex[r&15])
 }
 
+// Raw writes text that is JSON already.
+func (e *Encoder) Raw(text []byte) { e.buf = append(e.buf, text...) }
+
 // Value writes a value of the value model, an Encodable, or anything that
 // encoding/json can marshal.
 func (e *Encoder) Value(v any) {
@@ -246,3 +249,6 @@ type Null struct{}
 
 // EncodeQMP writes null.
 func (Null) EncodeQMP(e *Encoder) { e.Null() }
+
+// MarshalJSON returns null.
+func (Null) MarshalJSON() ([]byte, error) { return []byte("null"), nil }

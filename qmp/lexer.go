@@ -118,40 +118,57 @@ func (l *lexer) next(discard bool) (token, error) {
 	if l.quote != 0 {
 		return token{kind: tokenString}, l.string(discard)
 	}
+	t, err := l.begin()
+	if err != nil {
+		return t, err
+	}
+	err = l.finish(&t, discard)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return t, err
+}
+
+// begin goes to the first byte of the next token.
+func (l *lexer) begin() (token, error) {
 	for {
 		c, err := l.peek()
 		if err != nil {
 			return token{}, err
 		}
-		t := l.here()
 		switch c {
 		case ' ', '\t', '\r':
 			l.pos++
-			continue
 		case '\n':
 			l.pos++
 			l.newline()
-			continue
-		case '{', '}', '[', ']', ':', ',':
-			l.pos++
-			t.kind = tokenKind(c)
-			return t, l.grow(1, discard)
-		case '"', '\'':
-			l.pos++
-			l.quote = c
-			t.kind = tokenString
-			l.startText()
-			return t, l.string(discard)
+		default:
+			return l.here(), nil
 		}
-		switch {
-		case c == '-' || c >= '0' && c <= '9':
-			t.kind = tokenNumber
-			return t, l.digits(discard)
-		case c >= 'a' && c <= 'z':
-			t.kind = tokenWord
-			return t, l.word(discard)
-		}
-		return t, l.stray(c)
+	}
+}
+
+// finish reads the token that begins here.
+func (l *lexer) finish(t *token, discard bool) error {
+	switch c := l.window[l.pos]; {
+	case c == '{', c == '}', c == '[', c == ']', c == ':', c == ',':
+		l.pos++
+		t.kind = tokenKind(c)
+		return l.grow(1, discard)
+	case c == '"', c == '\'':
+		l.pos++
+		l.quote = c
+		t.kind = tokenString
+		l.startText()
+		return l.string(discard)
+	case c == '-', c >= '0' && c <= '9':
+		t.kind = tokenNumber
+		return l.digits(discard)
+	case c >= 'a' && c <= 'z':
+		t.kind = tokenWord
+		return l.word(discard)
+	default:
+		return l.stray(c)
 	}
 }
 
@@ -182,18 +199,20 @@ func printable(c byte) string {
 }
 
 // resync goes to the next byte where a token may begin after a bad one: a
-// bracket, comma or colon, or what ends a line.
-func (l *lexer) resync() error {
+// bracket, comma or colon, or what ends a line. It tells whether there was a
+// byte on the way that asks for a fresh start.
+func (l *lexer) resync() (reset bool, err error) {
 	for {
 		c, err := l.peek()
 		if err != nil {
-			return err
+			return reset, err
 		}
 		switch c {
 		case '{', '}', '[', ']', ':', ',', '\n', '\r':
 			l.bad = false
-			return nil
+			return reset, nil
 		}
+		reset = reset || resets(c)
 		l.pos++
 	}
 }

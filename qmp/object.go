@@ -102,3 +102,6 @@ func (o *Object) append(name string, value any) {
 		}
 	}
 }
+
+// MarshalJSON returns what goes over the wire.
+func (o *Object) MarshalJSON() ([]byte, error) { return Encode(o), nil }

@@ -220,7 +220,8 @@ func (p Param) List() List {
 	return l
 }
 
-// IsObject, IsText and IsList tell the choices of an alternate apart.
+// IsObject tells whether the value is an object: the choices of an alternate
+// are told apart by such questions.
 func (p Param) IsObject() bool { _, ok := p.value.(*Object); return ok && p.Present() }
 
 // IsText tells whether the value is a string.
@@ -228,9 +229,6 @@ func (p Param) IsText() bool { _, ok := p.value.(string); return ok && p.Present
 
 // IsList tells whether the value is a list.
 func (p Param) IsList() bool { _, ok := p.value.([]any); return ok && p.Present() }
-
-// IsNull tells whether the value is null.
-func (p Param) IsNull() bool { return p.value == nil && p.Present() }
 
 // NoChoice keeps an error about a value that fits no choice of an alternate.
 func (p Param) NoChoice(alternate string) {

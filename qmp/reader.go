@@ -83,40 +83,48 @@ func (r *Reader) fail(err error) error {
 // skip leaves out the rest of a malformed message.
 func (r *Reader) skip() error {
 	for {
-		// Without this, a lost quote or bracket would swallow the commands
-		// that a line-minded client sends, without any answer.
 		if r.lex.bad {
-			if err := r.lex.resync(); err != nil {
+			reset, err := r.lex.resync()
+			if err != nil {
 				return err
+			}
+			if reset {
+				r.depth = 0
 			}
 		}
 		if r.depth == 0 && r.lex.quote == 0 {
-			break
+			r.skipping = false
+			return nil
 		}
 		t, err := r.lex.next(true)
-		if err != nil {
-			if _, ok := err.(*lexicalError); !ok {
-				return err
-			}
+		if _, bad := err.(*lexicalError); bad {
 			r.depth = 0
 			continue
 		}
-		switch t.kind {
-		case tokenObject:
-			if t.column == 1 {
-				r.lex.unread()
-				r.depth = 0
-				continue
-			}
-			r.depth++
-		case tokenArray:
-			r.depth++
-		case tokenObjectEnd, tokenArrayEnd:
-			r.depth--
+		if err != nil {
+			return err
 		}
+		r.bracket(t)
 	}
-	r.skipping = false
-	return nil
+}
+
+// bracket counts a bracket of a malformed message. A '{' that begins a line
+// is taken back for the next message: a lost bracket would else swallow what
+// a client sends line by line, without any answer.
+func (r *Reader) bracket(t token) {
+	switch t.kind {
+	case tokenObject:
+		if t.column == 1 {
+			r.lex.unread()
+			r.depth = 0
+			return
+		}
+		r.depth++
+	case tokenArray:
+		r.depth++
+	case tokenObjectEnd, tokenArrayEnd:
+		r.depth = max(r.depth-1, 0)
+	}
 }
 
 // next returns the next token within the limits.
@@ -257,25 +265,10 @@ func (r *Reader) enter(t token) error {
 	return nil
 }
 
-// wrong reports a token that the grammar does not allow here. If it is a
-// bracket, it counts for where the message ends; if it is a '{' that begins a
-// line, it is taken for the next message.
+// wrong reports a token that the grammar does not allow here.
 func (r *Reader) wrong(t token, text string) error {
-	err := r.errorAt(t, text)
-	switch t.kind {
-	case tokenObject:
-		if t.column == 1 {
-			r.lex.unread()
-			r.depth = 0
-			break
-		}
-		r.depth++
-	case tokenArray:
-		r.depth++
-	case tokenObjectEnd, tokenArrayEnd:
-		r.depth = max(r.depth-1, 0)
-	}
-	return err
+	r.bracket(t)
+	return r.errorAt(t, text)
 }
 
 func (r *Reader) errorAt(t token, text string) *Error {

@@ -9,106 +9,160 @@ import "github.com/blkmirror/blkmirror/qmp"
 // VersionTriple: A version as three numbers.
 type VersionTriple struct {
 	// major number
-	Major int64 `json:"major"`
+	Major int64
 	// minor number
-	Minor int64 `json:"minor"`
+	Minor int64
 	// micro number
-	Micro int64 `json:"micro"`
+	Micro int64
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v VersionTriple) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *VersionTriple) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // VersionInfo: What the daemon is.
 type VersionInfo struct {
 	// the version of QEMU whose protocol is spoken
-	QEMU VersionTriple `json:"qemu"`
+	QEMU VersionTriple
 	// name and version of this daemon
-	Package string `json:"package"`
+	Package string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v VersionInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *VersionInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // CommandInfo: A command that can be executed.
 type CommandInfo struct {
 	// its name
-	Name string `json:"name"`
+	Name string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v CommandInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *CommandInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // MonitorOptions: A monitor, as `--monitor` describes it.
 type MonitorOptions struct {
 	// name of the monitor
-	ID *string `json:"id,omitzero"`
+	ID *string
 	// language of the monitor (default: control)
-	Mode MonitorMode `json:"mode,omitzero"`
+	Mode MonitorMode
 	// indent the output (default: false)
-	Pretty *bool `json:"pretty,omitzero"`
+	Pretty *bool
 	// the character device to talk through
-	Chardev string `json:"chardev"`
+	Chardev string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v MonitorOptions) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *MonitorOptions) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // NbdServerOptionsBase: The NBD server without its address.
 type NbdServerOptionsBase struct {
 	// a client must be done negotiating by then; 0 is no limit (default: 10)
-	HandshakeMaxSeconds *uint32 `json:"handshake-max-seconds,omitzero"`
+	HandshakeMaxSeconds *uint32
 	// id of the TLS credentials
-	TLSCreds *string `json:"tls-creds,omitzero"`
+	TLSCreds *string
 	// id of the authorisation object
-	TLSAuthz *string `json:"tls-authz,omitzero"`
+	TLSAuthz *string
 	// most clients at once; 0 is no limit (default: 100)
-	MaxConnections *uint32 `json:"max-connections,omitzero"`
+	MaxConnections *uint32
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v NbdServerOptionsBase) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *NbdServerOptionsBase) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // NbdServerOptions: The NBD server, as `--nbd-server` describes it.
 type NbdServerOptions struct {
 	NbdServerOptionsBase
 	// where to listen
-	Addr SocketAddress `json:"addr"`
+	Addr SocketAddress
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v NbdServerOptions) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *NbdServerOptions) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // NbdServerOptionsLegacy: The NBD server, as nbd-server-start describes it.
 type NbdServerOptionsLegacy struct {
 	NbdServerOptionsBase
 	// where to listen
-	Addr SocketAddressLegacy `json:"addr"`
+	Addr SocketAddressLegacy
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v NbdServerOptionsLegacy) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *NbdServerOptionsLegacy) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockDirtyBitmap: A dirty bitmap.
 type BlockDirtyBitmap struct {
 	// its node
-	Node string `json:"node"`
+	Node string
 	// its name
-	Name string `json:"name"`
+	Name string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockDirtyBitmap) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockDirtyBitmap) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockExportOptionsNbd: Options of an NBD export.
 type BlockExportOptionsNbd struct {
 	// name that clients use (default: the node's)
-	Name *string `json:"name,omitzero"`
+	Name *string
 	// text for people
-	Description *string `json:"description,omitzero"`
+	Description *string
 	// bitmaps that clients may ask for
-	Bitmaps []BlockDirtyBitmapOrStr `json:"bitmaps,omitzero"`
+	Bitmaps []BlockDirtyBitmapOrStr
 	// clients may ask for the allocation depth (default: false)
-	AllocationDepth *bool `json:"allocation-depth,omitzero"`
+	AllocationDepth *bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockExportOptionsNbd) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockExportOptionsNbd) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockExportOptions: An export.
 type BlockExportOptions struct {
 	// kind of export
-	Type BlockExportType `json:"type"`
+	Type BlockExportType
 	// its id
-	ID string `json:"id"`
+	ID string
 	// never leave the iothread (default: false)
-	FixedIothread *bool `json:"fixed-iothread,omitzero"`
+	FixedIothread *bool
 	// where to run
-	Iothread *BlockExportIothreads `json:"iothread,omitzero"`
+	Iothread *BlockExportIothreads
 	// the node
-	NodeName string `json:"node-name"`
+	NodeName string
 	// clients may write (default: false)
-	Writable *bool `json:"writable,omitzero"`
+	Writable *bool
 	// every write is durable before it is answered (default: false)
-	Writethrough *bool `json:"writethrough,omitzero"`
+	Writethrough *bool
 	// the node may be inactive (default: false)
-	AllowInactive *bool `json:"allow-inactive,omitzero"`
+	AllowInactive *bool
 
 	// One of these, selected by Type; none for other values.
-	NBD *BlockExportOptionsNbd `json:"-"`
+	NBD *BlockExportOptionsNbd
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -120,33 +174,39 @@ func (v *BlockExportOptions) UnmarshalJSON(text []byte) error { return qmp.Unmar
 // BlockExportInfo: An export.
 type BlockExportInfo struct {
 	// its id
-	ID string `json:"id"`
+	ID string
 	// its kind
-	Type BlockExportType `json:"type"`
+	Type BlockExportType
 	// its node
-	NodeName string `json:"node-name"`
+	NodeName string
 	// it is about to go away
-	ShuttingDown bool `json:"shutting-down"`
+	ShuttingDown bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockExportInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockExportInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // SchemaInfo: One entity of the schema.  Names of types are numbers, so that nobody
 // relies on them; names of commands and events are what the wire carries.
 type SchemaInfo struct {
 	// kind of entity
-	MetaType SchemaMetaType `json:"meta-type"`
+	MetaType SchemaMetaType
 	// its name
-	Name string `json:"name"`
+	Name string
 	// marks such as `deprecated`
-	Features []string `json:"features,omitzero"`
+	Features []string
 
 	// One of these, selected by MetaType; none for other values.
-	Builtin   *SchemaInfoBuiltin   `json:"-"`
-	Enum      *SchemaInfoEnum      `json:"-"`
-	Array     *SchemaInfoArray     `json:"-"`
-	Object    *SchemaInfoObject    `json:"-"`
-	Alternate *SchemaInfoAlternate `json:"-"`
-	Command   *SchemaInfoCommand   `json:"-"`
-	Event     *SchemaInfoEvent     `json:"-"`
+	Builtin   *SchemaInfoBuiltin
+	Enum      *SchemaInfoEnum
+	Array     *SchemaInfoArray
+	Object    *SchemaInfoObject
+	Alternate *SchemaInfoAlternate
+	Command   *SchemaInfoCommand
+	Event     *SchemaInfoEvent
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -158,163 +218,247 @@ func (v *SchemaInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(tex
 // SchemaInfoBuiltin: A predefined type.
 type SchemaInfoBuiltin struct {
 	// how its values look on the wire
-	JsonType JSONType `json:"json-type"`
+	JsonType JSONType
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v SchemaInfoBuiltin) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *SchemaInfoBuiltin) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // SchemaInfoEnumMember: One value of an enumeration.
 type SchemaInfoEnumMember struct {
 	// the value
-	Name string `json:"name"`
+	Name string
 	// marks
-	Features []string `json:"features,omitzero"`
+	Features []string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v SchemaInfoEnumMember) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *SchemaInfoEnumMember) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // SchemaInfoEnum: An enumeration.
 type SchemaInfoEnum struct {
 	// its values with their marks
-	Members []SchemaInfoEnumMember `json:"members"`
+	Members []SchemaInfoEnumMember
 	// its values
-	Values []string `json:"values"`
+	Values []string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v SchemaInfoEnum) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *SchemaInfoEnum) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // SchemaInfoArray: A list.
 type SchemaInfoArray struct {
 	// type of its elements
-	ElementType string `json:"element-type"`
+	ElementType string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v SchemaInfoArray) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *SchemaInfoArray) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // SchemaInfoObjectMember: A member of an object.
 type SchemaInfoObjectMember struct {
 	// its name
-	Name string `json:"name"`
+	Name string
 	// its type
-	Type string `json:"type"`
+	Type string
 	// null, if the member is optional; the default itself is not told
-	Default any `json:"default,omitzero"`
+	Default any
 	// marks
-	Features []string `json:"features,omitzero"`
+	Features []string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v SchemaInfoObjectMember) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *SchemaInfoObjectMember) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // SchemaInfoObjectVariant: Members that an object has for one value of its tag.
 type SchemaInfoObjectVariant struct {
 	// value of the tag
-	Case string `json:"case"`
+	Case string
 	// object type with the members
-	Type string `json:"type"`
+	Type string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v SchemaInfoObjectVariant) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *SchemaInfoObjectVariant) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // SchemaInfoObject: An object.
 type SchemaInfoObject struct {
 	// members that it always has
-	Members []SchemaInfoObjectMember `json:"members"`
+	Members []SchemaInfoObjectMember
 	// the member that selects the variant
-	Tag *string `json:"tag,omitzero"`
+	Tag *string
 	// members per value of the tag
-	Variants []SchemaInfoObjectVariant `json:"variants,omitzero"`
+	Variants []SchemaInfoObjectVariant
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v SchemaInfoObject) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *SchemaInfoObject) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // SchemaInfoAlternateMember: One choice of an alternate.
 type SchemaInfoAlternateMember struct {
 	// its type
-	Type string `json:"type"`
+	Type string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v SchemaInfoAlternateMember) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *SchemaInfoAlternateMember) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // SchemaInfoAlternate: An alternate.
 type SchemaInfoAlternate struct {
 	// its choices
-	Members []SchemaInfoAlternateMember `json:"members"`
+	Members []SchemaInfoAlternateMember
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v SchemaInfoAlternate) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *SchemaInfoAlternate) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // SchemaInfoCommand: A command.
 type SchemaInfoCommand struct {
 	// object type of the arguments
-	ArgType string `json:"arg-type"`
+	ArgType string
 	// type of the result
-	RetType string `json:"ret-type"`
+	RetType string
 	// whether it may run out of band (default: false)
-	AllowOOB *bool `json:"allow-oob,omitzero"`
+	AllowOOB *bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v SchemaInfoCommand) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *SchemaInfoCommand) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // SchemaInfoEvent: An event.
 type SchemaInfoEvent struct {
 	// object type of its data
-	ArgType string `json:"arg-type"`
+	ArgType string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v SchemaInfoEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *SchemaInfoEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // JobWork: What a job did with the bytes it was given.  Present for jobs that count
 // it; an addition to QEMU's counters.
 type JobWork struct {
 	// read and written
-	CopiedBytes *int64 `json:"copied-bytes,omitzero"`
+	CopiedBytes *int64
 	// written as zeroes
-	ZeroedBytes *int64 `json:"zeroed-bytes,omitzero"`
+	ZeroedBytes *int64
 	// left alone, as the target reads as zeroes there
-	SkippedBytes *int64 `json:"skipped-bytes,omitzero"`
+	SkippedBytes *int64
 	// copied by the kernel or the storage itself
-	OffloadedBytes *int64 `json:"offloaded-bytes,omitzero"`
+	OffloadedBytes *int64
 	// still to do
-	DirtyBytes *int64 `json:"dirty-bytes,omitzero"`
+	DirtyBytes *int64
 	// bytes per second of late
-	Rate *int64 `json:"rate,omitzero"`
+	Rate *int64
 	// estimate of the time until @dirty-bytes is 0
-	SecondsLeft *int64 `json:"seconds-left,omitzero"`
+	SecondsLeft *int64
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v JobWork) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *JobWork) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // JobInfo: A job.
 type JobInfo struct {
 	JobWork
 	// its id
-	ID string `json:"id"`
+	ID string
 	// its kind
-	Type JobType `json:"type"`
+	Type JobType
 	// its state
-	Status JobStatus `json:"status"`
+	Status JobStatus
 	// work done
-	CurrentProgress int64 `json:"current-progress"`
+	CurrentProgress int64
 	// @current-progress once nothing is left; an estimate
-	TotalProgress int64 `json:"total-progress"`
+	TotalProgress int64
 	// why it failed
-	Error *string `json:"error,omitzero"`
+	Error *string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v JobInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *JobInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobInfoMirror: What only a mirror tells.
 type BlockJobInfoMirror struct {
 	JobWork
 	// source and target are equal, and every write goes to both
-	ActivelySynced bool `json:"actively-synced"`
+	ActivelySynced bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobInfoMirror) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobInfoMirror) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobInfo: A block job.
 type BlockJobInfo struct {
 	// its kind
-	Type JobType `json:"type"`
+	Type JobType
 	// its id
-	Device string `json:"device"`
+	Device string
 	// @offset once nothing is left; an estimate
-	Len int64 `json:"len"`
+	Len int64
 	// bytes done
-	Offset int64 `json:"offset"`
+	Offset int64
 	// it is at work this moment
-	Busy bool `json:"busy"`
+	Busy bool
 	// it is paused, by whomever
-	Paused bool `json:"paused"`
+	Paused bool
 	// limit in bytes per second; 0 is none
-	Speed int64 `json:"speed"`
+	Speed int64
 	// whether an error stopped it
-	IOStatus BlockDeviceIoStatus `json:"io-status"`
+	IOStatus BlockDeviceIoStatus
 	// it may be completed
-	Ready bool `json:"ready"`
+	Ready bool
 	// its state
-	Status JobStatus `json:"status"`
+	Status JobStatus
 	// it does not wait for job-finalize
-	AutoFinalize bool `json:"auto-finalize"`
+	AutoFinalize bool
 	// it does not wait for job-dismiss
-	AutoDismiss bool `json:"auto-dismiss"`
+	AutoDismiss bool
 	// why it failed
-	Error *string `json:"error,omitzero"`
+	Error *string
 
 	// One of these, selected by Type; none for other values.
-	Mirror *BlockJobInfoMirror `json:"-"`
+	Mirror *BlockJobInfoMirror
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -326,18 +470,24 @@ func (v *BlockJobInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(t
 // BlockJobChangeOptionsMirror: What can be changed about a mirror.
 type BlockJobChangeOptionsMirror struct {
 	// when guest writes reach the target
-	CopyMode MirrorCopyMode `json:"copy-mode"`
+	CopyMode MirrorCopyMode
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobChangeOptionsMirror) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobChangeOptionsMirror) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobChangeOptions: A change to a running job.
 type BlockJobChangeOptions struct {
 	// id of the job
-	ID string `json:"id"`
+	ID string
 	// kind of the job
-	Type JobType `json:"type"`
+	Type JobType
 
 	// One of these, selected by Type; none for other values.
-	Mirror *BlockJobChangeOptionsMirror `json:"-"`
+	Mirror *BlockJobChangeOptionsMirror
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -349,88 +499,126 @@ func (v *BlockJobChangeOptions) UnmarshalJSON(text []byte) error { return qmp.Un
 // BlockdevCacheOptions: Use of the host's cache.
 type BlockdevCacheOptions struct {
 	// bypass it (default: false)
-	Direct *bool `json:"direct,omitzero"`
+	Direct *bool
 	// drop flushes (default: false)
-	NoFlush *bool `json:"no-flush,omitzero"`
+	NoFlush *bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevCacheOptions) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevCacheOptions) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockdevOptionsFile: Options of file and host_device.
 type BlockdevOptionsFile struct {
 	// path
-	Filename string `json:"filename"`
+	Filename string
 	// object for persistent reservations; not available
-	PrManager *string `json:"pr-manager,omitzero"`
+	PrManager *string
 	// lock the image against other processes (default: auto)
-	Locking OnOffAuto `json:"locking,omitzero"`
+	Locking OnOffAuto
 	// how requests reach the kernel (default: threads)
-	AIO BlockdevAioOptions `json:"aio,omitzero"`
+	AIO BlockdevAioOptions
 	// requests submitted at once (default: 0, chosen by the engine)
-	AIOMaxBatch *int64 `json:"aio-max-batch,omitzero"`
+	AIOMaxBatch *int64
 	// drop the page cache on migration (default: true)
-	DropCache *bool `json:"drop-cache,omitzero"`
+	DropCache *bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevOptionsFile) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevOptionsFile) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockdevOptionsNull: Options of null-co and null-aio.
 type BlockdevOptionsNull struct {
 	// size in bytes (default: 1 GiB)
-	Size *int64 `json:"size,omitzero"`
+	Size *int64
 	// time that each request takes (default: 0)
-	LatencyNS *uint64 `json:"latency-ns,omitzero"`
+	LatencyNS *uint64
 	// reads return zeroes, else anything (default: false)
-	ReadZeroes *bool `json:"read-zeroes,omitzero"`
+	ReadZeroes *bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevOptionsNull) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevOptionsNull) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockdevOptionsGenericFormat: Options of everything that stands on one child.
 type BlockdevOptionsGenericFormat struct {
 	// the child
-	File BlockdevRef `json:"file"`
+	File BlockdevRef
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevOptionsGenericFormat) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevOptionsGenericFormat) UnmarshalJSON(text []byte) error {
+	return qmp.Unmarshal(text, v)
 }
 
 // BlockdevOptionsRaw: Options of raw.
 type BlockdevOptionsRaw struct {
 	BlockdevOptionsGenericFormat
 	// where the window begins in the child (default: 0)
-	Offset *int64 `json:"offset,omitzero"`
+	Offset *int64
 	// size of the window (default: up to the end of the child)
-	Size *int64 `json:"size,omitzero"`
+	Size *int64
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevOptionsRaw) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevOptionsRaw) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockdevOptionsThrottle: Options of throttle.
 type BlockdevOptionsThrottle struct {
 	// id of the throttle-group object
-	ThrottleGroup string `json:"throttle-group"`
+	ThrottleGroup string
 	// the child
-	File BlockdevRef `json:"file"`
+	File BlockdevRef
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevOptionsThrottle) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevOptionsThrottle) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockdevOptions: A block node.
 type BlockdevOptions struct {
 	// its driver
-	Driver BlockdevDriver `json:"driver"`
+	Driver BlockdevDriver
 	// its name; required unless it is somebody's inline child
-	NodeName *string `json:"node-name,omitzero"`
+	NodeName *string
 	// what becomes of discards (default: ignore)
-	Discard BlockdevDiscardOptions `json:"discard,omitzero"`
+	Discard BlockdevDiscardOptions
 	// use of the host's cache
-	Cache *BlockdevCacheOptions `json:"cache,omitzero"`
+	Cache *BlockdevCacheOptions
 	// false leaves it to another process for now (default: true)
-	Active *bool `json:"active,omitzero"`
+	Active *bool
 	// open it for reading only (default: false)
-	ReadOnly *bool `json:"read-only,omitzero"`
+	ReadOnly *bool
 	// fall back to reading only (default: false)
-	AutoReadOnly *bool `json:"auto-read-only,omitzero"`
+	AutoReadOnly *bool
 	// share everything with everybody; needs @read-only (default: false)
-	ForceShare *bool `json:"force-share,omitzero"`
+	ForceShare *bool
 	// what becomes of written zeroes (default: off)
-	DetectZeroes BlockdevDetectZeroesOptions `json:"detect-zeroes,omitzero"`
+	DetectZeroes BlockdevDetectZeroesOptions
 
 	// One of these, selected by Driver; none for other values.
-	File       *BlockdevOptionsFile     `json:"-"`
-	HostDevice *BlockdevOptionsFile     `json:"-"`
-	NullAIO    *BlockdevOptionsNull     `json:"-"`
-	NullCo     *BlockdevOptionsNull     `json:"-"`
-	Raw        *BlockdevOptionsRaw      `json:"-"`
-	Throttle   *BlockdevOptionsThrottle `json:"-"`
+	File       *BlockdevOptionsFile
+	HostDevice *BlockdevOptionsFile
+	NullAIO    *BlockdevOptionsNull
+	NullCo     *BlockdevOptionsNull
+	Raw        *BlockdevOptionsRaw
+	Throttle   *BlockdevOptionsThrottle
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -442,24 +630,30 @@ func (v *BlockdevOptions) UnmarshalJSON(text []byte) error { return qmp.Unmarsha
 // BlockdevCreateOptionsFile: A new image file.
 type BlockdevCreateOptionsFile struct {
 	// its path
-	Filename string `json:"filename"`
+	Filename string
 	// its size in bytes
-	Size uint64 `json:"size"`
+	Size uint64
 	// how much to allocate (default: off)
-	Preallocation PreallocMode `json:"preallocation,omitzero"`
+	Preallocation PreallocMode
 	// switch copy-on-write of the file system off (default: false)
-	Nocow *bool `json:"nocow,omitzero"`
+	Nocow *bool
 	// extent size to ask of the file system (default: 1 MiB where it helps)
-	ExtentSizeHint *uint64 `json:"extent-size-hint,omitzero"`
+	ExtentSizeHint *uint64
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevCreateOptionsFile) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevCreateOptionsFile) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockdevCreateOptions: A new image.
 type BlockdevCreateOptions struct {
 	// driver that makes it
-	Driver BlockdevDriver `json:"driver"`
+	Driver BlockdevDriver
 
 	// One of these, selected by Driver; none for other values.
-	File *BlockdevCreateOptionsFile `json:"-"`
+	File *BlockdevCreateOptionsFile
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -473,85 +667,109 @@ func (v *BlockdevCreateOptions) UnmarshalJSON(text []byte) error { return qmp.Un
 // at that rate for `-max-length` seconds.
 type ThrottleLimits struct {
 	// requests per second
-	IOPSTotal *int64 `json:"iops-total,omitzero"`
+	IOPSTotal *int64
 	// burst of @iops-total
-	IOPSTotalMax *int64 `json:"iops-total-max,omitzero"`
+	IOPSTotalMax *int64
 	// seconds that the burst may last
-	IOPSTotalMaxLength *int64 `json:"iops-total-max-length,omitzero"`
+	IOPSTotalMaxLength *int64
 	// read requests per second
-	IOPSRead *int64 `json:"iops-read,omitzero"`
+	IOPSRead *int64
 	// burst of @iops-read
-	IOPSReadMax *int64 `json:"iops-read-max,omitzero"`
+	IOPSReadMax *int64
 	// seconds that the burst may last
-	IOPSReadMaxLength *int64 `json:"iops-read-max-length,omitzero"`
+	IOPSReadMaxLength *int64
 	// write requests per second
-	IOPSWrite *int64 `json:"iops-write,omitzero"`
+	IOPSWrite *int64
 	// burst of @iops-write
-	IOPSWriteMax *int64 `json:"iops-write-max,omitzero"`
+	IOPSWriteMax *int64
 	// seconds that the burst may last
-	IOPSWriteMaxLength *int64 `json:"iops-write-max-length,omitzero"`
+	IOPSWriteMaxLength *int64
 	// bytes per second
-	BPSTotal *int64 `json:"bps-total,omitzero"`
+	BPSTotal *int64
 	// burst of @bps-total
-	BPSTotalMax *int64 `json:"bps-total-max,omitzero"`
+	BPSTotalMax *int64
 	// seconds that the burst may last
-	BPSTotalMaxLength *int64 `json:"bps-total-max-length,omitzero"`
+	BPSTotalMaxLength *int64
 	// bytes read per second
-	BPSRead *int64 `json:"bps-read,omitzero"`
+	BPSRead *int64
 	// burst of @bps-read
-	BPSReadMax *int64 `json:"bps-read-max,omitzero"`
+	BPSReadMax *int64
 	// seconds that the burst may last
-	BPSReadMaxLength *int64 `json:"bps-read-max-length,omitzero"`
+	BPSReadMaxLength *int64
 	// bytes written per second
-	BPSWrite *int64 `json:"bps-write,omitzero"`
+	BPSWrite *int64
 	// burst of @bps-write
-	BPSWriteMax *int64 `json:"bps-write-max,omitzero"`
+	BPSWriteMax *int64
 	// seconds that the burst may last
-	BPSWriteMaxLength *int64 `json:"bps-write-max-length,omitzero"`
+	BPSWriteMaxLength *int64
 	// a larger request counts as several of this many bytes
-	IOPSSize *int64 `json:"iops-size,omitzero"`
+	IOPSSize *int64
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v ThrottleLimits) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *ThrottleLimits) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // ThrottleGroupProperties: Properties of a throttle group.
 type ThrottleGroupProperties struct {
 	// the limits (default: none)
-	Limits *ThrottleLimits `json:"limits,omitzero"`
+	Limits *ThrottleLimits
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v ThrottleGroupProperties) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *ThrottleGroupProperties) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // EventLoopBaseProperties: Properties of everything that runs an event loop.
 type EventLoopBaseProperties struct {
 	// requests submitted at once (default: 0, chosen by the engine)
-	AIOMaxBatch *int64 `json:"aio-max-batch,omitzero"`
+	AIOMaxBatch *int64
 	// threads kept when idle (default: 0)
-	ThreadPoolMin *int64 `json:"thread-pool-min,omitzero"`
+	ThreadPoolMin *int64
 	// most threads used (default: 64)
-	ThreadPoolMax *int64 `json:"thread-pool-max,omitzero"`
+	ThreadPoolMax *int64
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v EventLoopBaseProperties) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *EventLoopBaseProperties) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // IothreadProperties: Properties of an iothread.  Accepted for compatibility: requests are
 // scheduled by the Go runtime, whatever an iothread says.
 type IothreadProperties struct {
 	EventLoopBaseProperties
 	// longest time to poll (default: 32768)
-	PollMaxNS *int64 `json:"poll-max-ns,omitzero"`
+	PollMaxNS *int64
 	// factor by which polling time grows (default: 0, chosen by the engine)
-	PollGrow *int64 `json:"poll-grow,omitzero"`
+	PollGrow *int64
 	// divisor by which it shrinks (default: 0, chosen by the engine)
-	PollShrink *int64 `json:"poll-shrink,omitzero"`
+	PollShrink *int64
 	// weight of the current interval (default: 0, chosen by the engine)
-	PollWeight *int64 `json:"poll-weight,omitzero"`
+	PollWeight *int64
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v IothreadProperties) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *IothreadProperties) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // ObjectOptions: An object.
 type ObjectOptions struct {
 	// kind of object
-	QOMType ObjectType `json:"qom-type"`
+	QOMType ObjectType
 	// name of the new object
-	ID string `json:"id"`
+	ID string
 
 	// One of these, selected by QOMType; none for other values.
-	Iothread      *IothreadProperties      `json:"-"`
-	ThrottleGroup *ThrottleGroupProperties `json:"-"`
+	Iothread      *IothreadProperties
+	ThrottleGroup *ThrottleGroupProperties
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -563,315 +781,393 @@ func (v *ObjectOptions) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(
 // BlockdevCacheInfo: Use of the host's cache.
 type BlockdevCacheInfo struct {
 	// a write is not durable until a flush
-	Writeback bool `json:"writeback"`
+	Writeback bool
 	// the cache is bypassed
-	Direct bool `json:"direct"`
+	Direct bool
 	// flushes are dropped
-	NoFlush bool `json:"no-flush"`
+	NoFlush bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevCacheInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevCacheInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockDirtyInfo: A dirty bitmap.
 type BlockDirtyInfo struct {
 	// its name, unless it is somebody's own
-	Name *string `json:"name,omitzero"`
+	Name *string
 	// dirty bytes
-	Count int64 `json:"count"`
+	Count int64
 	// bytes per bit
-	Granularity uint32 `json:"granularity"`
+	Granularity uint32
 	// it takes note of writes
-	Recording bool `json:"recording"`
+	Recording bool
 	// a job or an export uses it
-	Busy bool `json:"busy"`
+	Busy bool
 	// it is stored in the image
-	Persistent bool `json:"persistent"`
+	Persistent bool
 	// it was not stored properly and is of no use
-	Inconsistent *bool `json:"inconsistent,omitzero"`
+	Inconsistent *bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockDirtyInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockDirtyInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockLimitsInfo: Limits of requests to a node, in bytes.
 type BlockLimitsInfo struct {
 	// requests are multiples of this
-	RequestAlignment uint32 `json:"request-alignment"`
+	RequestAlignment uint32
 	// longest discard
-	MaxDiscard *uint64 `json:"max-discard,omitzero"`
+	MaxDiscard *uint64
 	// discards do best in multiples of this
-	PdiscardAlignment *uint32 `json:"pdiscard-alignment,omitzero"`
+	PdiscardAlignment *uint32
 	// longest write of zeroes
-	MaxWriteZeroes *uint64 `json:"max-write-zeroes,omitzero"`
+	MaxWriteZeroes *uint64
 	// writes of zeroes do best in multiples of this
-	PwriteZeroesAlignment *uint32 `json:"pwrite-zeroes-alignment,omitzero"`
+	PwriteZeroesAlignment *uint32
 	// best length of a read or write
-	OptTransfer *uint32 `json:"opt-transfer,omitzero"`
+	OptTransfer *uint32
 	// longest read or write
-	MaxTransfer *uint32 `json:"max-transfer,omitzero"`
+	MaxTransfer *uint32
 	// longest transfer of the hardware
-	MaxHwTransfer *uint32 `json:"max-hw-transfer,omitzero"`
+	MaxHwTransfer *uint32
 	// most buffers of one request
-	MaxIov int64 `json:"max-iov"`
+	MaxIov int64
 	// most buffers of the hardware
-	MaxHwIov *int64 `json:"max-hw-iov,omitzero"`
+	MaxHwIov *int64
 	// alignment that buffers need
-	MinMemAlignment uint64 `json:"min-mem-alignment"`
+	MinMemAlignment uint64
 	// alignment of buffers that does best
-	OptMemAlignment uint64 `json:"opt-mem-alignment"`
+	OptMemAlignment uint64
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockLimitsInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockLimitsInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // ImageInfo: The image behind a node.
 type ImageInfo struct {
 	// its name
-	Filename string `json:"filename"`
+	Filename string
 	// its driver
-	Format string `json:"format"`
+	Format string
 	// it was not closed properly
-	DirtyFlag *bool `json:"dirty-flag,omitzero"`
+	DirtyFlag *bool
 	// bytes allocated on the host
-	ActualSize *int64 `json:"actual-size,omitzero"`
+	ActualSize *int64
 	// size of the disk in bytes
-	VirtualSize int64 `json:"virtual-size"`
+	VirtualSize int64
 	// size of its clusters in bytes
-	ClusterSize *int64 `json:"cluster-size,omitzero"`
+	ClusterSize *int64
 	// it is encrypted
-	Encrypted *bool `json:"encrypted,omitzero"`
+	Encrypted *bool
 	// it has compressed clusters
-	Compressed *bool `json:"compressed,omitzero"`
+	Compressed *bool
 	// backing image, as the image says
-	BackingFilename *string `json:"backing-filename,omitzero"`
+	BackingFilename *string
 	// backing image, with folder
-	FullBackingFilename *string `json:"full-backing-filename,omitzero"`
+	FullBackingFilename *string
 	// driver of the backing image
-	BackingFilenameFormat *string `json:"backing-filename-format,omitzero"`
+	BackingFilenameFormat *string
 	// the backing image itself
-	BackingImage *ImageInfo `json:"backing-image,omitzero"`
+	BackingImage *ImageInfo
 	// limits of requests
-	Limits *BlockLimitsInfo `json:"limits,omitzero"`
+	Limits *BlockLimitsInfo
 	// what only this format has
-	FormatSpecific any `json:"format-specific,omitzero"`
+	FormatSpecific any
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v ImageInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *ImageInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockdevChild: A child of a node.
 type BlockdevChild struct {
 	// its role
-	Child string `json:"child"`
+	Child string
 	// its name
-	NodeName string `json:"node-name"`
+	NodeName string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevChild) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevChild) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockDeviceInfo: A block node.  Rates are those of a throttle group, 0 without one.
 type BlockDeviceInfo struct {
 	// file name of the image
-	File string `json:"file"`
+	File string
 	// name of the node
-	NodeName *string `json:"node-name,omitzero"`
+	NodeName *string
 	// it cannot be written
-	Ro bool `json:"ro"`
+	Ro bool
 	// its driver
-	Drv string `json:"drv"`
+	Drv string
 	// file name of the backing image
-	BackingFile *string `json:"backing_file,omitzero"`
+	BackingFile *string
 	// number of images behind it
-	BackingFileDepth int64 `json:"backing_file_depth"`
+	BackingFileDepth int64
 	// its children
-	Children []BlockdevChild `json:"children"`
+	Children []BlockdevChild
 	// it is not left to another process
-	Active bool `json:"active"`
+	Active bool
 	// it is encrypted
-	Encrypted bool `json:"encrypted"`
+	Encrypted bool
 	// what becomes of written zeroes
-	DetectZeroes BlockdevDetectZeroesOptions `json:"detect_zeroes"`
+	DetectZeroes BlockdevDetectZeroesOptions
 	// bytes per second
-	BPS int64 `json:"bps"`
+	BPS int64
 	// bytes read per second
-	BPSRd int64 `json:"bps_rd"`
+	BPSRd int64
 	// bytes written per second
-	BPSWr int64 `json:"bps_wr"`
+	BPSWr int64
 	// requests per second
-	IOPS int64 `json:"iops"`
+	IOPS int64
 	// reads per second
-	IOPSRd int64 `json:"iops_rd"`
+	IOPSRd int64
 	// writes per second
-	IOPSWr int64 `json:"iops_wr"`
+	IOPSWr int64
 	// the image
-	Image ImageInfo `json:"image"`
+	Image ImageInfo
 	// burst of @bps
-	BPSMax *int64 `json:"bps_max,omitzero"`
+	BPSMax *int64
 	// burst of @bps_rd
-	BPSRdMax *int64 `json:"bps_rd_max,omitzero"`
+	BPSRdMax *int64
 	// burst of @bps_wr
-	BPSWrMax *int64 `json:"bps_wr_max,omitzero"`
+	BPSWrMax *int64
 	// burst of @iops
-	IOPSMax *int64 `json:"iops_max,omitzero"`
+	IOPSMax *int64
 	// burst of @iops_rd
-	IOPSRdMax *int64 `json:"iops_rd_max,omitzero"`
+	IOPSRdMax *int64
 	// burst of @iops_wr
-	IOPSWrMax *int64 `json:"iops_wr_max,omitzero"`
+	IOPSWrMax *int64
 	// a larger request counts as several
-	IOPSSize *int64 `json:"iops_size,omitzero"`
+	IOPSSize *int64
 	// id of the throttle group
-	Group *string `json:"group,omitzero"`
+	Group *string
 	// use of the host's cache
-	Cache BlockdevCacheInfo `json:"cache"`
+	Cache BlockdevCacheInfo
 	// a write beyond this is reported; 0 is off
-	WriteThreshold int64 `json:"write_threshold"`
+	WriteThreshold int64
 	// its dirty bitmaps
-	DirtyBitmaps []BlockDirtyInfo `json:"dirty-bitmaps,omitzero"`
+	DirtyBitmaps []BlockDirtyInfo
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockDeviceInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockDeviceInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockInfo: A device of a virtual machine.  There are none here.
 type BlockInfo struct {
 	// its name
-	Device string `json:"device"`
+	Device string
 	// always "unknown"
-	Type string `json:"type"`
+	Type string
 	// its medium can be changed
-	Removable bool `json:"removable"`
+	Removable bool
 	// the guest has locked it
-	Locked bool `json:"locked"`
+	Locked bool
 	// the node under it
-	Inserted *BlockDeviceInfo `json:"inserted,omitzero"`
+	Inserted *BlockDeviceInfo
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockDeviceStats: Counters of a node, since it was opened.
 type BlockDeviceStats struct {
 	// bytes read
-	RdBytes int64 `json:"rd_bytes"`
+	RdBytes int64
 	// bytes written
-	WrBytes int64 `json:"wr_bytes"`
+	WrBytes int64
 	// bytes appended to zones
-	ZoneAppendBytes int64 `json:"zone_append_bytes"`
+	ZoneAppendBytes int64
 	// bytes discarded
-	UnmapBytes int64 `json:"unmap_bytes"`
+	UnmapBytes int64
 	// reads
-	RdOperations int64 `json:"rd_operations"`
+	RdOperations int64
 	// writes
-	WrOperations int64 `json:"wr_operations"`
+	WrOperations int64
 	// zone appends
-	ZoneAppendOperations int64 `json:"zone_append_operations"`
+	ZoneAppendOperations int64
 	// flushes
-	FlushOperations int64 `json:"flush_operations"`
+	FlushOperations int64
 	// discards
-	UnmapOperations int64 `json:"unmap_operations"`
+	UnmapOperations int64
 	// time spent reading
-	RdTotalTimeNS int64 `json:"rd_total_time_ns"`
+	RdTotalTimeNS int64
 	// time spent writing
-	WrTotalTimeNS int64 `json:"wr_total_time_ns"`
+	WrTotalTimeNS int64
 	// time spent appending
-	ZoneAppendTotalTimeNS int64 `json:"zone_append_total_time_ns"`
+	ZoneAppendTotalTimeNS int64
 	// time spent flushing
-	FlushTotalTimeNS int64 `json:"flush_total_time_ns"`
+	FlushTotalTimeNS int64
 	// time spent discarding
-	UnmapTotalTimeNS int64 `json:"unmap_total_time_ns"`
+	UnmapTotalTimeNS int64
 	// end of the write that went furthest
-	WrHighestOffset int64 `json:"wr_highest_offset"`
+	WrHighestOffset int64
 	// reads merged into others
-	RdMerged int64 `json:"rd_merged"`
+	RdMerged int64
 	// writes merged into others
-	WrMerged int64 `json:"wr_merged"`
+	WrMerged int64
 	// zone appends merged into others
-	ZoneAppendMerged int64 `json:"zone_append_merged"`
+	ZoneAppendMerged int64
 	// discards merged into others
-	UnmapMerged int64 `json:"unmap_merged"`
+	UnmapMerged int64
 	// time since the last request
-	IdleTimeNS *int64 `json:"idle_time_ns,omitzero"`
+	IdleTimeNS *int64
 	// reads that failed
-	FailedRdOperations int64 `json:"failed_rd_operations"`
+	FailedRdOperations int64
 	// writes that failed
-	FailedWrOperations int64 `json:"failed_wr_operations"`
+	FailedWrOperations int64
 	// zone appends that failed
-	FailedZoneAppendOperations int64 `json:"failed_zone_append_operations"`
+	FailedZoneAppendOperations int64
 	// flushes that failed
-	FailedFlushOperations int64 `json:"failed_flush_operations"`
+	FailedFlushOperations int64
 	// discards that failed
-	FailedUnmapOperations int64 `json:"failed_unmap_operations"`
+	FailedUnmapOperations int64
 	// reads that were refused
-	InvalidRdOperations int64 `json:"invalid_rd_operations"`
+	InvalidRdOperations int64
 	// writes that were refused
-	InvalidWrOperations int64 `json:"invalid_wr_operations"`
+	InvalidWrOperations int64
 	// zone appends that were refused
-	InvalidZoneAppendOperations int64 `json:"invalid_zone_append_operations"`
+	InvalidZoneAppendOperations int64
 	// flushes that were refused
-	InvalidFlushOperations int64 `json:"invalid_flush_operations"`
+	InvalidFlushOperations int64
 	// discards that were refused
-	InvalidUnmapOperations int64 `json:"invalid_unmap_operations"`
+	InvalidUnmapOperations int64
 	// refused requests count
-	AccountInvalid bool `json:"account_invalid"`
+	AccountInvalid bool
 	// failed requests count
-	AccountFailed bool `json:"account_failed"`
+	AccountFailed bool
 	// latencies per interval
-	TimedStats []any `json:"timed_stats"`
+	TimedStats []any
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockDeviceStats) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockDeviceStats) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockStats: Counters of a node and of what stands below it.
 type BlockStats struct {
 	// name of the device above it
-	Device *string `json:"device,omitzero"`
+	Device *string
 	// path of the device above it
-	Qdev *string `json:"qdev,omitzero"`
+	Qdev *string
 	// name of the node
-	NodeName *string `json:"node-name,omitzero"`
+	NodeName *string
 	// its counters
-	Stats BlockDeviceStats `json:"stats"`
+	Stats BlockDeviceStats
 	// counters that only this driver has
-	DriverSpecific any `json:"driver-specific,omitzero"`
+	DriverSpecific any
 	// the child `file`
-	Parent *BlockStats `json:"parent,omitzero"`
+	Parent *BlockStats
 	// the backing node
-	Backing *BlockStats `json:"backing,omitzero"`
+	Backing *BlockStats
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockStats) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockStats) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // InetSocketAddress: A TCP address.
 type InetSocketAddress struct {
 	// host name or numeric address
-	Host string `json:"host"`
+	Host string
 	// port, a number or a service name
-	Port string `json:"port"`
+	Port string
 	// refuse host names (default: false)
-	Numeric *bool `json:"numeric,omitzero"`
+	Numeric *bool
 	// highest port to try when listening (default: only @port)
-	To *uint16 `json:"to,omitzero"`
+	To *uint16
 	// allow IPv4 (default: as the host resolves)
-	IPv4 *bool `json:"ipv4,omitzero"`
+	IPv4 *bool
 	// allow IPv6 (default: as the host resolves)
-	IPv6 *bool `json:"ipv6,omitzero"`
+	IPv6 *bool
 	// send TCP keep-alives (default: false)
-	KeepAlive *bool `json:"keep-alive,omitzero"`
+	KeepAlive *bool
 	// use multi-path TCP (default: false)
-	Mptcp *bool `json:"mptcp,omitzero"`
+	Mptcp *bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v InetSocketAddress) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *InetSocketAddress) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // UnixSocketAddress: A local socket.
 type UnixSocketAddress struct {
 	// file system path
-	Path string `json:"path"`
+	Path string
 	// a name in the abstract namespace, not a path (default: false)
-	Abstract *bool `json:"abstract,omitzero"`
+	Abstract *bool
 	// use only the length of an abstract name (default: true)
-	Tight *bool `json:"tight,omitzero"`
+	Tight *bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v UnixSocketAddress) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *UnixSocketAddress) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // VsockSocketAddress: A socket between a virtual machine and its host.
 type VsockSocketAddress struct {
 	// context id, a decimal number
-	CID string `json:"cid"`
+	CID string
 	// port, a decimal number
-	Port string `json:"port"`
+	Port string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v VsockSocketAddress) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *VsockSocketAddress) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // FdSocketAddress: A descriptor that the daemon inherited.
 type FdSocketAddress struct {
 	// its number, in decimal
-	Str string `json:"str"`
+	Str string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v FdSocketAddress) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *FdSocketAddress) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // SocketAddress: An address, in the flat form.
 type SocketAddress struct {
 	// kind of address
-	Type SocketAddressType `json:"type"`
+	Type SocketAddressType
 
 	// One of these, selected by Type; none for other values.
-	Inet  *InetSocketAddress  `json:"-"`
-	Unix  *UnixSocketAddress  `json:"-"`
-	Vsock *VsockSocketAddress `json:"-"`
-	Fd    *FdSocketAddress    `json:"-"`
+	Inet  *InetSocketAddress
+	Unix  *UnixSocketAddress
+	Vsock *VsockSocketAddress
+	Fd    *FdSocketAddress
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -883,37 +1179,61 @@ func (v *SocketAddress) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(
 // InetSocketAddressWrapper: A TCP address under `data`.
 type InetSocketAddressWrapper struct {
 	// the address
-	Data InetSocketAddress `json:"data"`
+	Data InetSocketAddress
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v InetSocketAddressWrapper) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *InetSocketAddressWrapper) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // UnixSocketAddressWrapper: A local socket under `data`.
 type UnixSocketAddressWrapper struct {
 	// the address
-	Data UnixSocketAddress `json:"data"`
+	Data UnixSocketAddress
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v UnixSocketAddressWrapper) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *UnixSocketAddressWrapper) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // VsockSocketAddressWrapper: A vsock address under `data`.
 type VsockSocketAddressWrapper struct {
 	// the address
-	Data VsockSocketAddress `json:"data"`
+	Data VsockSocketAddress
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v VsockSocketAddressWrapper) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *VsockSocketAddressWrapper) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // FdSocketAddressWrapper: A descriptor under `data`.
 type FdSocketAddressWrapper struct {
 	// the descriptor
-	Data FdSocketAddress `json:"data"`
+	Data FdSocketAddress
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v FdSocketAddressWrapper) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *FdSocketAddressWrapper) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // SocketAddressLegacy: An address, in the nested form of nbd-server-start.
 type SocketAddressLegacy struct {
 	// kind of address
-	Type SocketAddressType `json:"type"`
+	Type SocketAddressType
 
 	// One of these, selected by Type; none for other values.
-	Inet  *InetSocketAddressWrapper  `json:"-"`
-	Unix  *UnixSocketAddressWrapper  `json:"-"`
-	Vsock *VsockSocketAddressWrapper `json:"-"`
-	Fd    *FdSocketAddressWrapper    `json:"-"`
+	Inet  *InetSocketAddressWrapper
+	Unix  *UnixSocketAddressWrapper
+	Vsock *VsockSocketAddressWrapper
+	Fd    *FdSocketAddressWrapper
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -926,51 +1246,63 @@ func (v *SocketAddressLegacy) UnmarshalJSON(text []byte) error { return qmp.Unma
 // of @path, @fd and @host with @port says where.
 type ChardevSocketOptions struct {
 	// name of the character device
-	ID string `json:"id"`
+	ID string
 	// path of a local socket
-	Path *string `json:"path,omitzero"`
+	Path *string
 	// number of an inherited socket
-	Fd *string `json:"fd,omitzero"`
+	Fd *string
 	// host name or numeric address to listen on
-	Host *string `json:"host,omitzero"`
+	Host *string
 	// TCP port to listen on
-	Port *string `json:"port,omitzero"`
+	Port *string
 	// listen and do not connect (default: false)
-	Server *bool `json:"server,omitzero"`
+	Server *bool
 	// wait for the first client at start (default: true for a server)
-	Wait *bool `json:"wait,omitzero"`
+	Wait *bool
 	// allow IPv4
-	IPv4 *bool `json:"ipv4,omitzero"`
+	IPv4 *bool
 	// allow IPv6
-	IPv6 *bool `json:"ipv6,omitzero"`
+	IPv6 *bool
 	// send small packets at once (default: false)
-	Nodelay *bool `json:"nodelay,omitzero"`
+	Nodelay *bool
 	// speak telnet (default: false); not available
-	Telnet *bool `json:"telnet,omitzero"`
+	Telnet *bool
 	// seconds between attempts to connect (default: 0, never)
-	Reconnect *int64 `json:"reconnect,omitzero"`
+	Reconnect *int64
 	// @path is in the abstract namespace (default: false)
-	Abstract *bool `json:"abstract,omitzero"`
+	Abstract *bool
 	// use only the length of an abstract name (default: true)
-	Tight *bool `json:"tight,omitzero"`
+	Tight *bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v ChardevSocketOptions) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *ChardevSocketOptions) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // ChardevStdioOptions: Standard input and output, as `--chardev stdio,...` describes it.
 type ChardevStdioOptions struct {
 	// name of the character device
-	ID string `json:"id"`
+	ID string
 	// let the terminal's keys send signals (default: true)
-	Signal *bool `json:"signal,omitzero"`
+	Signal *bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v ChardevStdioOptions) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *ChardevStdioOptions) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // ChardevOptions: A character device, as `--chardev` describes it.
 type ChardevOptions struct {
 	// kind of device
-	Backend ChardevKind `json:"backend"`
+	Backend ChardevKind
 
 	// One of these, selected by Backend; none for other values.
-	Socket *ChardevSocketOptions `json:"-"`
-	Stdio  *ChardevStdioOptions  `json:"-"`
+	Socket *ChardevSocketOptions
+	Stdio  *ChardevStdioOptions
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -983,292 +1315,474 @@ func (v *ChardevOptions) UnmarshalJSON(text []byte) error { return qmp.Unmarshal
 // Ends negotiation; the first command of every connection.
 type QMPCapabilitiesArguments struct {
 	// capabilities to switch on (default: none)
-	Enable []QMPCapability `json:"enable,omitzero"`
+	Enable []QMPCapability
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v QMPCapabilitiesArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *QMPCapabilitiesArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockExportDelArguments are the arguments of a command.
 // Removes an export.
 type BlockExportDelArguments struct {
 	// id of the export
-	ID string `json:"id"`
+	ID string
 	// what to do about its clients (default: safe)
-	Mode BlockExportRemoveMode `json:"mode,omitzero"`
+	Mode BlockExportRemoveMode
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockExportDelArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockExportDelArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockExportDeletedEvent: An export is gone.
 type BlockExportDeletedEvent struct {
 	// its id
-	ID string `json:"id"`
+	ID string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockExportDeletedEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockExportDeletedEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockdevMirrorArguments are the arguments of a command.
 // Starts a job that copies a disk to another one, and keeps them equal
 // until the job is completed or cancelled.
 type BlockdevMirrorArguments struct {
 	// id of the job
-	JobID *string `json:"job-id,omitzero"`
+	JobID *string
 	// source node
-	Device string `json:"device"`
+	Device string
 	// target node
-	Target string `json:"target"`
+	Target string
 	// node that the target takes the place of at the end (default: @device)
-	Replaces *string `json:"replaces,omitzero"`
+	Replaces *string
 	// what to copy
-	Sync MirrorSyncMode `json:"sync"`
+	Sync MirrorSyncMode
 	// bytes per second (default: 0, no limit)
-	Speed *int64 `json:"speed,omitzero"`
+	Speed *int64
 	// bytes per bit of the dirty bitmap, a power of two from 512 to 64 MiB (default: cluster size of the target within 4 KiB and 64 KiB)
-	Granularity *uint32 `json:"granularity,omitzero"`
+	Granularity *uint32
 	// bytes on their way at once (default: 0, that is 16 MiB)
-	BufSize *int64 `json:"buf-size,omitzero"`
+	BufSize *int64
 	// what to do when reading fails (default: report)
-	OnSourceError BlockdevOnError `json:"on-source-error,omitzero"`
+	OnSourceError BlockdevOnError
 	// what to do when writing fails (default: report)
-	OnTargetError BlockdevOnError `json:"on-target-error,omitzero"`
+	OnTargetError BlockdevOnError
 	// name of the filter node above the source (default: chosen)
-	FilterNodeName *string `json:"filter-node-name,omitzero"`
+	FilterNodeName *string
 	// when guest writes reach the target (default: background)
-	CopyMode MirrorCopyMode `json:"copy-mode,omitzero"`
+	CopyMode MirrorCopyMode
 	// do not wait for job-finalize (default: true)
-	AutoFinalize *bool `json:"auto-finalize,omitzero"`
+	AutoFinalize *bool
 	// do not wait for job-dismiss (default: true)
-	AutoDismiss *bool `json:"auto-dismiss,omitzero"`
+	AutoDismiss *bool
 	// the target reads as zeroes already (default: false)
-	TargetIsZero *bool `json:"target-is-zero,omitzero"`
+	TargetIsZero *bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevMirrorArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevMirrorArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // JobPauseArguments are the arguments of a command.
 // Pauses a job.
 type JobPauseArguments struct {
 	// id of the job
-	ID string `json:"id"`
+	ID string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v JobPauseArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *JobPauseArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // JobResumeArguments are the arguments of a command.
 // Resumes a job that was paused by command or by an error.
 type JobResumeArguments struct {
 	// id of the job
-	ID string `json:"id"`
+	ID string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v JobResumeArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *JobResumeArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // JobCancelArguments are the arguments of a command.
 // Cancels a job, by force.
 type JobCancelArguments struct {
 	// id of the job
-	ID string `json:"id"`
+	ID string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v JobCancelArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *JobCancelArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // JobCompleteArguments are the arguments of a command.
 // Makes a ready job end with success; a mirror switches to its target.
 type JobCompleteArguments struct {
 	// id of the job
-	ID string `json:"id"`
+	ID string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v JobCompleteArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *JobCompleteArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // JobDismissArguments are the arguments of a command.
 // Removes a concluded job.
 type JobDismissArguments struct {
 	// id of the job
-	ID string `json:"id"`
+	ID string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v JobDismissArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *JobDismissArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // JobFinalizeArguments are the arguments of a command.
 // Lets a pending job end.
 type JobFinalizeArguments struct {
 	// id of the job
-	ID string `json:"id"`
+	ID string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v JobFinalizeArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *JobFinalizeArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobSetSpeedArguments are the arguments of a command.
 // Limits a job.
 type BlockJobSetSpeedArguments struct {
 	// id of the job
-	Device string `json:"device"`
+	Device string
 	// bytes per second; 0 is no limit
-	Speed int64 `json:"speed"`
+	Speed int64
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobSetSpeedArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobSetSpeedArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobCancelArguments are the arguments of a command.
 // Cancels a job.  A ready mirror ends with success unless forced, and the
 // target is a copy of the disk at that moment.
 type BlockJobCancelArguments struct {
 	// id of the job
-	Device string `json:"device"`
+	Device string
 	// give up at once (default: false)
-	Force *bool `json:"force,omitzero"`
+	Force *bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobCancelArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobCancelArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobPauseArguments are the arguments of a command.
 // As job-pause.
 type BlockJobPauseArguments struct {
 	// id of the job
-	Device string `json:"device"`
+	Device string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobPauseArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobPauseArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobResumeArguments are the arguments of a command.
 // As job-resume.
 type BlockJobResumeArguments struct {
 	// id of the job
-	Device string `json:"device"`
+	Device string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobResumeArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobResumeArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobCompleteArguments are the arguments of a command.
 // As job-complete.
 type BlockJobCompleteArguments struct {
 	// id of the job
-	Device string `json:"device"`
+	Device string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobCompleteArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobCompleteArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobDismissArguments are the arguments of a command.
 // As job-dismiss.
 type BlockJobDismissArguments struct {
 	// id of the job
-	ID string `json:"id"`
+	ID string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobDismissArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobDismissArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobFinalizeArguments are the arguments of a command.
 // As job-finalize.
 type BlockJobFinalizeArguments struct {
 	// id of the job
-	ID string `json:"id"`
+	ID string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobFinalizeArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobFinalizeArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // JobStatusChangeEvent: A job changed its state.
 type JobStatusChangeEvent struct {
 	// id of the job
-	ID string `json:"id"`
+	ID string
 	// the new state
-	Status JobStatus `json:"status"`
+	Status JobStatus
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v JobStatusChangeEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *JobStatusChangeEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobReadyEvent: A job became ready.
 type BlockJobReadyEvent struct {
 	// its kind
-	Type JobType `json:"type"`
+	Type JobType
 	// its id
-	Device string `json:"device"`
+	Device string
 	// see BlockJobInfo
-	Len int64 `json:"len"`
+	Len int64
 	// see BlockJobInfo
-	Offset int64 `json:"offset"`
+	Offset int64
 	// see BlockJobInfo
-	Speed int64 `json:"speed"`
+	Speed int64
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobReadyEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobReadyEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobPendingEvent: A job waits for job-finalize.
 type BlockJobPendingEvent struct {
 	// its kind
-	Type JobType `json:"type"`
+	Type JobType
 	// its id
-	ID string `json:"id"`
+	ID string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobPendingEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobPendingEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobCompletedEvent: A job ended, with success or not.
 type BlockJobCompletedEvent struct {
 	// its kind
-	Type JobType `json:"type"`
+	Type JobType
 	// its id
-	Device string `json:"device"`
+	Device string
 	// see BlockJobInfo
-	Len int64 `json:"len"`
+	Len int64
 	// see BlockJobInfo
-	Offset int64 `json:"offset"`
+	Offset int64
 	// see BlockJobInfo
-	Speed int64 `json:"speed"`
+	Speed int64
 	// why it failed; absent after success
-	Error *string `json:"error,omitzero"`
+	Error *string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobCompletedEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobCompletedEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobCancelledEvent: A job was cancelled.
 type BlockJobCancelledEvent struct {
 	// its kind
-	Type JobType `json:"type"`
+	Type JobType
 	// its id
-	Device string `json:"device"`
+	Device string
 	// see BlockJobInfo
-	Len int64 `json:"len"`
+	Len int64
 	// see BlockJobInfo
-	Offset int64 `json:"offset"`
+	Offset int64
 	// see BlockJobInfo
-	Speed int64 `json:"speed"`
+	Speed int64
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobCancelledEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobCancelledEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobErrorEvent: A request of a job failed.
 type BlockJobErrorEvent struct {
 	// id of the job
-	Device string `json:"device"`
+	Device string
 	// direction of the request
-	Operation IoOperationType `json:"operation"`
+	Operation IoOperationType
 	// what was done about it
-	Action BlockErrorAction `json:"action"`
+	Action BlockErrorAction
 	// node that failed (an addition)
-	NodeName *string `json:"node-name,omitzero"`
+	NodeName *string
 	// first byte of the request (an addition)
-	Offset *int64 `json:"offset,omitzero"`
+	Offset *int64
 	// bytes of the request (an addition)
-	Length *int64 `json:"length,omitzero"`
+	Length *int64
 	// text of the error (an addition)
-	Errno *string `json:"errno,omitzero"`
+	Errno *string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobErrorEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobErrorEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockdevDelArguments are the arguments of a command.
 // Closes a block node that nothing uses.
 type BlockdevDelArguments struct {
 	// its name
-	NodeName string `json:"node-name"`
+	NodeName string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevDelArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevDelArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockResizeArguments are the arguments of a command.
 // Changes the size of a disk.  One of @device and @node-name is needed.
 type BlockResizeArguments struct {
 	// name of a device; there are none
-	Device *string `json:"device,omitzero"`
+	Device *string
 	// name of the node
-	NodeName *string `json:"node-name,omitzero"`
+	NodeName *string
 	// new size in bytes
-	Size int64 `json:"size"`
+	Size int64
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockResizeArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockResizeArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockdevCreateArguments are the arguments of a command.
 // Starts a job of type create that makes an image.
 type BlockdevCreateArguments struct {
 	// id of the job
-	JobID string `json:"job-id"`
+	JobID string
 	// the image
-	Options BlockdevCreateOptions `json:"options"`
+	Options BlockdevCreateOptions
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevCreateArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevCreateArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // ObjectDelArguments are the arguments of a command.
 // Deletes an object that nothing uses.
 type ObjectDelArguments struct {
 	// name of the object
-	ID string `json:"id"`
+	ID string
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v ObjectDelArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *ObjectDelArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // QueryNamedBlockNodesArguments are the arguments of a command.
 // Returns all nodes, the newest first.
 type QueryNamedBlockNodesArguments struct {
 	// leave the backing chains out of `image` (default: false)
-	Flat *bool `json:"flat,omitzero"`
+	Flat *bool
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v QueryNamedBlockNodesArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *QueryNamedBlockNodesArguments) UnmarshalJSON(text []byte) error {
+	return qmp.Unmarshal(text, v)
 }
 
 // QueryBlockstatsArguments are the arguments of a command.
 // Returns counters of devices, or of nodes.
 type QueryBlockstatsArguments struct {
 	// of nodes (default: false)
-	QueryNodes *bool `json:"query-nodes,omitzero"`
+	QueryNodes *bool
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v QueryBlockstatsArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *QueryBlockstatsArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockWriteThresholdEvent: A write ended beyond the threshold of a node.  Sent once; the threshold
 // is off afterwards.
 type BlockWriteThresholdEvent struct {
 	// the node
-	NodeName string `json:"node-name"`
+	NodeName string
 	// bytes between the threshold and the end of the write
-	AmountExceeded uint64 `json:"amount-exceeded"`
+	AmountExceeded uint64
 	// the threshold
-	WriteThreshold uint64 `json:"write-threshold"`
+	WriteThreshold uint64
 }
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockWriteThresholdEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockWriteThresholdEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockDirtyBitmapOrStr: A dirty bitmap: of the exported node, or of another one.
 type BlockDirtyBitmapOrStr struct {

@@ -193,26 +193,20 @@ func (o *object) check() error {
 	return nil
 }
 
-// jsonKind returns the JSON type of a choice of an alternate, of those that
-// can be told apart here.
+// jsonKind returns the JSON type of a choice of an alternate, as the methods
+// of qmp.Param call it, or "" if such a choice is not supported.
 func (r ref) jsonKind() string {
 	if r.list {
 		return "List"
 	}
-	switch d := r.def.(type) {
+	switch r.def.(type) {
 	case *object:
 		return "Object"
 	case *enum:
 		return "Text"
-	case nil:
-		if r.builtin == "str" {
-			return "Text"
-		}
-		if r.builtin == "null" {
-			return "Null"
-		}
-	default:
-		_ = d
+	}
+	if r.builtin == "str" {
+		return "Text"
 	}
 	return ""
 }

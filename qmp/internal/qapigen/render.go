@@ -97,18 +97,16 @@ func writeObjects(m *model, s *source) {
 			s.line("%s", o.base.name)
 		}
 		for _, mem := range o.members {
-			s.field(goName(mem.name), mem.goField(), tag(mem.name, mem.optional), o.doc.members[mem.name])
+			s.field(goName(mem.name), mem.goField(), o.doc.members[mem.name])
 		}
 		if o.discriminator != "" {
 			s.line("\n// One of these, selected by %s; none for other values.", goName(o.discriminator))
 		}
 		for _, b := range o.branches {
-			s.line("%s *%s `json:\"-\"`", goName(b.value), b.typ.name)
+			s.line("%s *%s", goName(b.value), b.typ.name)
 		}
 		s.line("}")
-		if o.discriminator != "" {
-			s.jsonMethods(o.name)
-		}
+		s.jsonMethods(o.name)
 	}
 	for _, a := range m.alternates {
 		s.line("")
@@ -116,27 +114,20 @@ func writeObjects(m *model, s *source) {
 		s.line("type %s struct {", a.name)
 		for _, c := range a.choices {
 			c.optional = true
-			s.field(goName(c.name), c.goField(), "", a.doc.members[c.name])
+			s.field(goName(c.name), c.goField(), a.doc.members[c.name])
 		}
 		s.line("}")
 		s.jsonMethods(a.name)
 	}
 }
 
-func (s *source) field(name, typ, tag, text string) {
+func (s *source) field(name, typ, text string) {
 	s.line("// %s", text)
-	s.line("%s %s %s", name, typ, tag)
+	s.line("%s %s", name, typ)
 }
 
-func tag(name string, optional bool) string {
-	if optional {
-		name += ",omitzero"
-	}
-	return fmt.Sprintf("`json:%q`", name)
-}
-
-// jsonMethods writes what encoding/json needs for a type whose members are
-// not its fields.
+// jsonMethods writes what encoding/json needs. It goes through our own codec,
+// because branches, alternates and null cannot be told with tags.
 func (s *source) jsonMethods(name string) {
 	s.line("\n// MarshalJSON returns what goes over the wire.")
 	s.line("func (v %s) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }", name)
