@@ -76,6 +76,9 @@ func (s Suite) expect(t *testing.T, n *block.Node, off int64, want []byte) {
 	if err := n.ReadAt(bg, got, off); err != nil {
 		t.Fatalf("read %d+%d: %v", off, len(want), err)
 	}
+	if bytes.Equal(got, want) {
+		return
+	}
 	for i := range got {
 		if got[i] != want[i] {
 			t.Fatalf("read %d+%d: byte %d is %#x, not %#x", off, len(want), off+int64(i), got[i], want[i])

@@ -11,6 +11,9 @@ import (
 // maxWorkers is the most copies in flight. More do not help local disks, and each costs a thread while it waits.
 const maxWorkers = 4
 
+// maxUnit is the largest piece of data that is copied or found to be zero as a whole.
+const maxUnit = 64 << 10
+
 // result is what came of a copy.
 type result struct {
 	o                    *op
@@ -33,23 +36,37 @@ func (m *Mirror) copy(ctx context.Context, o *op) result {
 			r.sourceErr, r.len = err, o.end-at
 			break
 		}
-		end := min(at+extent.Len, o.end)
-		// Where the target has something else, a hole that is smaller than a chunk is not worth a request of its own.
-		small := !o.targetZero && end-at < min(m.planner.d.Granularity(), 64<<10)
-		if extent.Status&block.StatusZero != 0 && !small {
+		end, zero := m.fit(o, at, extent)
+		if zero {
 			m.mu.Lock()
 			m.hint = span{at, at + extent.Len}
 			m.mu.Unlock()
 			r.targetErr, r.len = m.copyZero(o, at, end, &r), end-at
 		} else {
 			if end-at > m.piece {
-				end = m.shorten(o, at)
+				end = min(end, m.shorten(o, at))
 			}
 			m.copyPieces(ctx, o, at, end, &r)
 		}
 		at = end
 	}
 	return r
+}
+
+// fit cuts an extent of the source to the claim. What is copied is whole units, so that the target is not cut to pieces finer
+// than the granularity; a hole inside a unit of data is copied with it.
+func (m *Mirror) fit(o *op, at int64, extent block.Extent) (end int64, zero bool) {
+	unit := min(m.planner.d.Granularity(), maxUnit)
+	end = at + extent.Len
+	if extent.Status&block.StatusZero != 0 {
+		if end >= o.end {
+			return o.end, true
+		}
+		if end &^= unit - 1; end > at {
+			return end, true
+		}
+	}
+	return min((max(end, at+1)+unit-1)&^(unit-1), o.end), false
 }
 
 // shorten gives back what of a claim is more data than one piece, and returns where the piece ends.
@@ -107,7 +124,7 @@ func (m *Mirror) writeFound(o *op, p []byte, at int64, r *result) error {
 	if m.detect == block.DetectZeroesOff {
 		return m.writeData(o, p, at)
 	}
-	unit := min(max(m.planner.d.Granularity(), 4<<10), 64<<10)
+	unit := min(max(m.planner.d.Granularity(), 4<<10), maxUnit)
 	for len(p) > 0 {
 		n := unitEnd(at, unit, len(p))
 		zero := block.IsZero(p[:n])

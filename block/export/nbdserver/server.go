@@ -106,9 +106,13 @@ func (s *Server) Start(listen func() (net.Listener, error), options Options) err
 	if err != nil {
 		return err
 	}
+	watch, err := newWatchman()
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
 	ctx, cancel := context.WithCancel(context.Background()) // the clients' life, ended by Stop
 	r := &run{
-		listener: listener, options: options, watch: newWatchman(), cancel: cancel,
+		listener: listener, options: options, watch: watch, cancel: cancel,
 		finished: make(chan struct{}), sessions: map[*session]struct{}{},
 	}
 	if options.MaxConnections > 0 {
@@ -281,6 +285,7 @@ func (s *Server) serve(ctx context.Context, r *run) {
 	}
 	r.clients.Wait()
 	close(off)
+	r.watch.close()
 	<-stopped
 }
 

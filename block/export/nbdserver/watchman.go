@@ -3,19 +3,29 @@
 package nbdserver
 
 import (
+	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/blkmirror/blkmirror/block"
 )
 
 const (
-	patrolEvery = time.Millisecond
-	quietRounds = 8 // rounds without anything to see before the watchman goes to sleep
+	patrolEvery = 4 * time.Millisecond
+	quietRounds = 4 // rounds without anything to see before the watchman goes to sleep
 )
 
 // watchman takes the turn away from goroutines of sessions that have lent it for too long. While nothing happens on any
 // session it sleeps; the next lend wakes it.
+//
+// Its clock is a timer of the kernel's that it reads like a connection. While a timer of the Go runtime runs, every wait
+// for a network event has a timeout, and setting that up costs more than a request is worth.
 type watchman struct {
+	clock  *os.File
 	asleep atomic.Bool
 	wake   chan struct{}
 
@@ -25,11 +35,15 @@ type watchman struct {
 	}
 }
 
-func newWatchman() *watchman {
-	w := &watchman{wake: make(chan struct{}, 1)}
+func newWatchman() (*watchman, error) {
+	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_CLOEXEC|unix.TFD_NONBLOCK)
+	if err != nil {
+		return nil, &block.Error{Kind: block.KindOf(err), Op: block.OpOpen, Err: fmt.Errorf("Failed to make a timer: %w", err)}
+	}
+	w := &watchman{clock: os.NewFile(uintptr(fd), "timer"), wake: make(chan struct{}, 1)}
 	w.asleep.Store(true)
 	w.mu.seen = map[*session]uint64{}
-	return w
+	return w, nil
 }
 
 func (w *watchman) add(s *session) {
@@ -51,37 +65,52 @@ func (w *watchman) notice() {
 	}
 }
 
-// run watches until stop is closed.
+// run watches until stop is closed and close is called.
 func (w *watchman) run(stop <-chan struct{}) {
-	ticker := time.NewTicker(patrolEvery)
-	ticker.Stop()
-	defer ticker.Stop()
 	for {
 		select {
 		case <-w.wake:
 		case <-stop:
 			return
 		}
-		ticker.Reset(patrolEvery)
-		for quiet := 0; quiet < quietRounds; quiet++ {
-			select {
-			case <-ticker.C:
-			case <-stop:
+		w.setClock(patrolEvery)
+		for quiet := 0; quiet < quietRounds; {
+			if !w.tick() {
 				return
 			}
-			if w.patrol() {
+			if quiet++; w.patrol() {
 				quiet = 0
 			}
-			// Whoever lends looks at asleep afterwards, so a loan that is missed here is followed by a wake.
-			if quiet == quietRounds-1 {
-				w.asleep.Store(true)
-				if w.patrol() && w.asleep.CompareAndSwap(true, false) {
-					quiet = 0
-				}
-			}
 		}
-		ticker.Stop()
+		w.setClock(0)
+		// Whoever lends looks at asleep afterwards, so a loan that is not seen here is followed by a wake.
+		w.asleep.Store(true)
+		if w.patrol() {
+			w.notice()
+		}
 	}
+}
+
+// close ends run, if stop is closed.
+func (w *watchman) close() { _ = w.clock.Close() }
+
+// setClock makes the clock tick, or stop for 0.
+func (w *watchman) setClock(every time.Duration) {
+	spec := unix.NsecToTimespec(int64(every))
+	conn, err := w.clock.SyscallConn()
+	if err != nil {
+		return // closed
+	}
+	_ = conn.Control(func(fd uintptr) {
+		_ = unix.TimerfdSettime(int(fd), 0, &unix.ItimerSpec{Interval: spec, Value: spec}, nil)
+	})
+}
+
+// tick waits for the clock; false if it is closed.
+func (w *watchman) tick() bool {
+	var ticks [8]byte
+	_, err := w.clock.Read(ticks[:])
+	return err == nil
 }
 
 // patrol looks at all sessions once, and says whether something had changed.
