@@ -81,7 +81,7 @@ type Resizer interface {
 type Limits struct {
 	RequestAlign int64 // offsets and lengths of reads and writes; a power of two
 	MemoryAlign  int   // addresses of buffers; a power of two
-	MaxTransfer  int64 // bytes in one read or write
+	MaxTransfer  int64 // bytes in one read or write; a multiple of both alignments
 	Granularity  int64 // preferred unit of change, such as the cluster size
 }
 

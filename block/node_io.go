@@ -28,8 +28,11 @@ var errReadOnly = errors.New("Block node is read-only")
 
 // wrap gives a driver's error its place, unless a node below has done so.
 func (n *Node) wrap(op Op, off, length int64, err error) error {
-	var e *Error
-	if err == nil || (errors.As(err, &e) && e.Node != "") {
+	if err == nil {
+		return nil
+	}
+	var e *Error // on the heap, so only when something failed
+	if errors.As(err, &e) && e.Node != "" {
 		return err
 	}
 	return &Error{Kind: KindOf(err), Op: op, Node: n.name, Off: off, Len: length, Err: err}
