@@ -189,11 +189,11 @@ func (m *Mirror) settle(r *result) {
 	case r.targetErr != nil:
 		m.failLocked(failure{false, r.off, r.len, r.targetErr})
 	}
-	m.mu.Unlock()
-	wake(woken)
 	if r.sourceErr == nil && r.targetErr == nil {
 		m.progress.Done(done)
 	}
+	m.mu.Unlock()
+	wake(woken)
 	opPool.Put(r.o)
 	r.o = nil
 }

@@ -54,11 +54,10 @@ func (f *filter) begin(r request, off, n int64) *op {
 		o.granted = nil
 		m.mu.Lock()
 	}
-	mirrored := o.target.end - o.target.off
-	m.mu.Unlock()
-	if mirrored > 0 {
-		m.progress.AddRemaining(mirrored)
+	if o.target.end > o.target.off {
+		m.progress.AddRemaining(o.target.end - o.target.off)
 	}
+	m.mu.Unlock()
 	return o
 }
 
@@ -71,16 +70,14 @@ func (f *filter) end(o *op, sourceErr, targetErr error) error {
 	done, dirtied := m.planner.endGuest(o, sourceErr != nil, targetErr != nil)
 	woken := m.planner.takeWoken()
 	poke := dirtied && idle || m.planner.starved && m.planner.d.Len() > 0
-	m.mu.Unlock()
-	if o.mode == Background && done > 0 {
-		m.progress.AddRemaining(done)
-	}
-	switch {
-	case done > 0:
+	// What a write in background mode needed no copy for was not counted as left before.
+	m.progress.AddRemaining(max(done, mirrored) - mirrored)
+	if done > 0 {
 		m.progress.Done(done)
-	case mirrored > 0:
+	} else {
 		m.progress.AddRemaining(-mirrored)
 	}
+	m.mu.Unlock()
 	if targetErr != nil {
 		m.targetFailed(o.target.off, mirrored, targetErr)
 	}

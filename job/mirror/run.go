@@ -142,9 +142,8 @@ func (l *loop) failed(f *failure) error {
 // refresh sets what is left to do.
 func (l *loop) refresh() {
 	l.m.mu.Lock()
-	left := l.m.planner.left()
+	l.m.progress.SetRemaining(l.m.planner.left())
 	l.m.mu.Unlock()
-	l.m.progress.SetRemaining(left)
 }
 
 // dispatch starts copies until nothing is left to start, and says how long to wait at most until more can be; zero for
