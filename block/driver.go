@@ -103,6 +103,14 @@ type PermissionHolder interface {
 	SetPermissions(need, share Perm) error
 }
 
+// Delayer is a driver that holds requests back for longer than they take, such as to keep to a rate. Between BeginDrain
+// and as many calls of EndDrain it lets all of them go at once, because a drain waits for them. Neither may block;
+// EndDrain may come after Close.
+type Delayer interface {
+	BeginDrain()
+	EndDrain()
+}
+
 // FileNamer is a driver that can be told by a file name.
 type FileNamer interface {
 	FileName() string

@@ -52,6 +52,7 @@ type Node struct {
 	resizer  Resizer
 	permit   ChildPermitter
 	holder   PermissionHolder
+	delayer  Delayer
 
 	noZeroer atomic.Bool // a write of zeroes said NotSupported once
 	stats    Stats
@@ -86,6 +87,7 @@ func (n *Node) setDriver(d Driver) {
 	n.resizer, _ = d.(Resizer)
 	n.permit, _ = d.(ChildPermitter)
 	n.holder, _ = d.(PermissionHolder)
+	n.delayer, _ = d.(Delayer)
 }
 
 // Name is the node name, unique in its graph.

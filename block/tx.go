@@ -16,6 +16,7 @@ type Tx struct {
 	touched []*Node        // nodes whose users changed
 	gates   []*Gate        // closed by this change
 	drained []*Node
+	hurried []*Node // whose drivers were told of a drain
 }
 
 // Graph is the graph that changes.
@@ -220,7 +221,7 @@ func (tx *Tx) commit() error {
 // Drain closes the gates of all backends above the nodes, but for the exempt ones, and waits until none of their requests
 // is in flight. The gates stay closed until the change ends.
 func (tx *Tx) Drain(ctx context.Context, exempt *Gate, nodes ...*Node) error {
-	var fresh []*Gate
+	var fresh []*Backend
 	for _, n := range nodes {
 		tx.drained = append(tx.drained, n)
 		for _, b := range tx.g.backendsAbove(n) {
@@ -228,12 +229,15 @@ func (tx *Tx) Drain(ctx context.Context, exempt *Gate, nodes ...*Node) error {
 			if gate != exempt && !slices.Contains(tx.gates, gate) {
 				gate.close()
 				tx.gates = append(tx.gates, gate)
-				fresh = append(fresh, gate)
+				fresh = append(fresh, b)
 			}
 		}
 	}
-	for _, gate := range fresh {
-		if err := gate.waitIdle(ctx); err != nil {
+	for _, b := range fresh {
+		tx.hurry(b.Node())
+	}
+	for _, b := range fresh {
+		if err := b.gate.waitIdle(ctx); err != nil {
 			return &Error{Kind: KindShutdown, Op: OpGraph, Err: err}
 		}
 	}
@@ -247,7 +251,20 @@ func (tx *Tx) resume() {
 	for _, gate := range tx.gates {
 		gate.open()
 	}
-	tx.gates, tx.drained = nil, nil
+	for _, n := range tx.hurried {
+		n.delayer.EndDrain()
+	}
+	tx.gates, tx.drained, tx.hurried = nil, nil, nil
+}
+
+// hurry has the drivers at n and below let go of the requests that they hold back.
+func (tx *Tx) hurry(n *Node) {
+	for _, below := range tx.topDown([]*Node{n}) {
+		if below.delayer != nil && !slices.Contains(tx.hurried, below) {
+			below.delayer.BeginDrain()
+			tx.hurried = append(tx.hurried, below)
+		}
+	}
 }
 
 // backendsAbove lists the backends whose requests can reach n.

@@ -11,5 +11,6 @@
 //	             leaks at -max, keeps the burst itself at that rate
 //
 // Reads and writes wait in a line of their own each, first come first served over all nodes of the group. Writes of
-// zeroes count as if the zeroes were sent. Discards and flushes never wait. Time is that of package time alone.
+// zeroes count as if the zeroes were sent. Discards and flushes never wait, and
+// while a node is drained none of its requests does. Time is that of package time alone.
 package throttle

@@ -96,8 +96,9 @@ func (g *Group) setLocked(l Limits) {
 	g.mu.leaked = time.Now()
 }
 
-// pass waits until a request of n bytes may go, and counts it. Only the end of ctx makes it fail.
-func (g *Group) pass(ctx context.Context, d direction, n int64) error {
+// pass waits until a request of n bytes may go, and counts it. When free is closed it may go at once. Only the end of ctx
+// makes it fail.
+func (g *Group) pass(ctx context.Context, free <-chan struct{}, d direction, n int64) error {
 	g.mu.Lock()
 	if len(g.mu.lines[d]) == 0 && g.waitLocked(d) == 0 {
 		g.countLocked(d, n)
@@ -110,18 +111,29 @@ func (g *Group) pass(ctx context.Context, d direction, n int64) error {
 		close(w.first)
 	}
 	g.mu.Unlock()
+	err := g.stand(ctx, free, d, w)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err == nil {
+		g.countLocked(d, n)
+	}
+	g.leaveLocked(d, w)
+	return err
+}
+
+// stand waits in line d until w is the first there and the buckets are not overfull, or free is closed.
+func (g *Group) stand(ctx context.Context, free <-chan struct{}, d direction, w *waiter) error {
 	select {
 	case <-w.first:
+	case <-free:
+		return nil
 	case <-ctx.Done():
-		g.leave(d, w)
 		return context.Cause(ctx)
 	}
 	for {
 		g.mu.Lock()
 		wait := g.waitLocked(d)
 		if wait == 0 {
-			g.countLocked(d, n)
-			g.leaveLocked(d, w)
 			g.mu.Unlock()
 			return nil
 		}
@@ -134,12 +146,14 @@ func (g *Group) pass(ctx context.Context, d direction, n int64) error {
 		select {
 		case <-timer.C:
 		case <-changed:
+		case <-free:
 			timer.Stop()
+			return nil
 		case <-ctx.Done():
 			timer.Stop()
-			g.leave(d, w)
 			return context.Cause(ctx)
 		}
+		timer.Stop()
 	}
 }
 
@@ -175,12 +189,6 @@ func (g *Group) countLocked(d direction, n int64) {
 	for _, i := range of.operations {
 		g.mu.buckets[i].pour(operations)
 	}
-}
-
-func (g *Group) leave(d direction, w *waiter) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.leaveLocked(d, w)
 }
 
 // leaveLocked takes a request out of its line. If it was the first, the next one is now.

@@ -223,3 +223,48 @@ func TestLimitsChangeUnderWaitingRequests(t *testing.T) {
 		}
 	})
 }
+
+// A drain does not wait for the rate: requests of the drained node go at once, wherever they stand, those of others stay.
+func TestADrainLetsRequestsGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := group(t, Limits{BPSTotal: Limit{Average: 1024}})
+		graph := block.NewGraph()
+		var users []*block.Backend
+		var nodes []*block.Node
+		for _, name := range []string{"a", "b"} {
+			below := blocktest.NewNode(t, graph, name, blocktest.NewMem(blocktest.MemOptions{Size: mib}), block.Options{})
+			n := blocktest.NewFilter(t, graph, "t"+name, below, func(e *block.Edge) (block.Driver, error) { return Open(e, g), nil })
+			nodes = append(nodes, below)
+			users = append(users, blocktest.Attach(t, graph, n, "guest", block.PermConsistentRead, block.PermAll))
+		}
+		start := time.Now()
+		ends := make(chan string, 5)
+		read := func(ctx context.Context, i int) {
+			err := users[i].ReadAt(ctx, make([]byte, 4096), 0)
+			ends <- fmt.Sprintf("%c %v %d", "ab"[i], err == nil, time.Since(start).Milliseconds())
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		for _, i := range []int{0, 0, 1, 0} { // the first passes, the others make a line
+			go read(ctx, i)
+			synctest.Wait()
+		}
+		<-ends
+		blocktest.Change(t, graph, func(tx *block.Tx) error { return tx.Drain(t.Context(), nil, nodes[0]) })
+		for range 2 {
+			if got := <-ends; got != "a true 0" {
+				t.Errorf("a request of the drained node: %s", got)
+			}
+		}
+		synctest.Wait()
+		if len(ends) > 0 {
+			t.Errorf("%s went along", <-ends)
+		}
+		cancel()
+		<-ends
+		// It counts, and afterwards the limit is in force again.
+		read(t.Context(), 0)
+		if got := <-ends; got != "a true 11900" {
+			t.Errorf("after the drain: %s", got)
+		}
+	})
+}
