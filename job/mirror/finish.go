@@ -22,9 +22,13 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 	caughtUp := m.planner.caughtUp()
 	rest := m.planner.d.SetBytes()
 	m.mu.Unlock()
+	hungry := !l.starved.IsZero() && time.Since(l.starved) >= starveTime && l.inFlight == 0 && rest <= finalRest
 	switch {
 	case failed:
 		return true, nil
+	case hungry && !complete:
+		l.starved = time.Time{}
+		return true, l.drained(ctx, func(*block.Tx) error { return l.copyRest(ctx) })
 	case l.pending:
 		if !m.job.FinalizeWanted() {
 			return false, nil
@@ -75,11 +79,7 @@ func (l *loop) complete(ctx context.Context) error {
 	if soft {
 		successor = m.opts.Source
 	}
-	l.settleAll()
-	err := m.graph.Change(ctx, func(tx *block.Tx) error {
-		if err := tx.Drain(ctx, m.backend.Gate(), m.node); err != nil {
-			return err
-		}
+	return l.drained(ctx, func(tx *block.Tx) error {
 		if err := l.copyRest(ctx); err != nil {
 			return err
 		}
@@ -91,6 +91,18 @@ func (l *loop) complete(ctx context.Context) error {
 			return err
 		}
 		return m.extract(tx, successor)
+	})
+}
+
+// drained runs f while no guest's request is in flight. If f says errAgain, the loop finds out why.
+func (l *loop) drained(ctx context.Context, f func(*block.Tx) error) error {
+	m := l.m
+	l.settleAll()
+	err := m.graph.Change(ctx, func(tx *block.Tx) error {
+		if err := tx.Drain(ctx, m.backend.Gate(), m.node); err != nil {
+			return err
+		}
+		return f(tx)
 	})
 	if errors.Is(err, errAgain) {
 		return nil

@@ -15,7 +15,10 @@ const (
 	gatherTime = 100 * time.Millisecond
 	// How long the job waits before it tries a failed range again under the policy ignore, at first and at most.
 	retryFirst, retryMost = 50 * time.Millisecond, 5 * time.Second
-	// How much may be dirty when completion drains the guests; the rest is copied while they wait.
+	// How long guests may hold all that is dirty before they are drained for it. A chunk that is written in part all the time
+	// would otherwise never be copied.
+	starveTime = time.Second
+	// How much may be dirty when guests are drained; it is copied while they wait.
 	finalRest = 4 << 20
 )
 
@@ -59,6 +62,7 @@ type loop struct {
 	gather   time.Time     // when the copy of what guests wrote begins; zero while nothing waits
 	retry    time.Duration // how long a failed range waits next time
 	notYet   time.Time     // no copy starts before
+	starved  time.Time     // since when guests have held everything that is dirty; zero if they do not
 	pending  bool          // the job waits for finalize
 }
 
@@ -156,9 +160,16 @@ func (l *loop) dispatch(ctx context.Context, hurry bool) (time.Duration, error) 
 			return wait, nil
 		}
 		started, err := l.startCopy(ctx, now)
-		if err != nil || !started {
+		if err != nil {
 			return 0, err
 		}
+		if !started {
+			if l.starved.IsZero() {
+				l.starved = now
+			}
+			return max(starveTime-now.Sub(l.starved), time.Millisecond), nil
+		}
+		l.starved = time.Time{}
 	}
 	return 0, nil
 }
@@ -170,7 +181,7 @@ func (l *loop) holdBack(now time.Time, hurry bool) (wait time.Duration, dirty bo
 	dirty, background := m.planner.d.Len() > 0, m.planner.mode == Background
 	m.mu.Unlock()
 	if !dirty {
-		l.gather = time.Time{}
+		l.gather, l.starved = time.Time{}, time.Time{}
 		return 0, false
 	}
 	if background && !hurry && m.job.IsReady() {
