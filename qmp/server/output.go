@@ -37,6 +37,7 @@ type output struct {
 		writing bool
 		events  bool // negotiated: events are wanted
 		closed  bool // nothing can be written any more
+		ended   bool // nothing is to be read any more, either
 	}
 	room sync.Cond // something was written, or closed
 }
@@ -134,7 +135,8 @@ func (o *output) flush() {
 }
 
 // flushReplies writes what is queued, and waits until little is left. It
-// returns false if nothing can be written any more.
+// returns false if the session is to end. A client that has gone is no reason:
+// what it sent before counts.
 func (o *output) flushReplies() bool {
 	o.flush()
 	o.mu.Lock()
@@ -142,7 +144,7 @@ func (o *output) flushReplies() bool {
 	for len(o.mu.queued)+o.mu.unsent > highWater && !o.mu.closed {
 		o.room.Wait()
 	}
-	return !o.mu.closed
+	return !o.mu.ended
 }
 
 // drainOutput waits until everything is written.
@@ -188,6 +190,7 @@ func (o *output) closeLocked() {
 // the session. Setting a deadline does not block.
 func (o *output) endLocked() {
 	o.closeLocked()
+	o.mu.ended = true
 	if c, ok := o.conn.(net.Conn); ok {
 		c.SetDeadline(time.Unix(1, 0))
 	}

@@ -12,9 +12,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	foreign "github.com/digitalocean/go-qemu/qmp"
@@ -175,7 +175,7 @@ func TestMalformedInput(t *testing.T) {
 	p.ask(`}`, `{"error": {"class": "GenericError", "desc": "2:1: JSON parse error, expecting value"}}`)
 	p.ask(`{"execute" "void"}`, `{"error": {"class": "GenericError", "desc": "3:12: JSON parse error, expecting ':'"}}`)
 	p.ask(`{"execute": query-version}`, `{"error": {"class": "GenericError", "desc": "4:13: JSON parse error, invalid keyword 'query'"}}`)
-	p.want(`{"error": {"class": "GenericError", "desc": "4:27: JSON parse error, expecting value"}}`)
+	p.want(`{"error": {"class": "GenericError", "desc": "4:26: JSON parse error, expecting value"}}`)
 	p.ask(`{"execute": "void", "id": 1}`, `{"return": {}, "id": 1}`)
 	p.ask("\xff"+`{"execute": "void", "id": 2}`, `{"error": {"class": "GenericError", "desc": "6:1: JSON parse error, stray '\\xff'"}}`)
 	p.want(`{"return": {}, "id": 2}`)
@@ -247,7 +247,7 @@ func TestOOB(t *testing.T) {
 func TestPretty(t *testing.T) {
 	s, path := start(t, Config{Commands: echo}, ListenerOptions{Pretty: true})
 	p := dial(t, path)
-	for range 14 {
+	for range 15 {
 		p.line()
 	}
 	p.send(`{"execute": "qmp_capabilities"}`)
@@ -312,46 +312,46 @@ func TestAfterReplyWithoutCommand(t *testing.T) {
 	}
 }
 
-// TestRoundRobin checks that a session with a long pipeline does not keep
-// another one waiting, and that commands never overlap.
+// TestRoundRobin checks that commands never overlap, and that a session with
+// a long pipeline does not keep another one waiting.
 func TestRoundRobin(t *testing.T) {
-	var running atomic.Int32
-	var mu sync.Mutex
-	var order []string
-	gate, entered := make(chan struct{}), make(chan struct{}, 100)
-	_, path := start(t, Config{Commands: func(_ context.Context, name string, _ *qmp.Object) (any, error) {
-		if running.Add(1) != 1 {
-			t.Error("commands overlap")
+	synctest.Test(t, func(t *testing.T) {
+		var running atomic.Int32
+		var order []string
+		gate := make(chan struct{})
+		s := New(Config{Commands: func(_ context.Context, name string, _ *qmp.Object) (any, error) {
+			if running.Add(1) != 1 {
+				t.Error("commands overlap")
+			}
+			<-gate
+			order = append(order, name)
+			running.Add(-1)
+			return nil, nil
+		}})
+		connect := func(commands string) net.Conn {
+			near, far := net.Pipe()
+			go s.ServeConn(far, ListenerOptions{})
+			go io.Copy(io.Discard, near)
+			go io.WriteString(near, `{"execute": "qmp_capabilities"}`+commands)
+			return near
 		}
-		defer running.Add(-1)
-		entered <- struct{}{}
-		<-gate
-		mu.Lock()
-		defer mu.Unlock()
-		order = append(order, name)
-		return nil, nil
-	}}, ListenerOptions{})
-	a, b := negotiated(t, path), negotiated(t, path)
-	a.send(strings.Repeat(`{"execute": "a"}`, 5))
-	<-entered
-	b.send(`{"execute": "b"}`)
-	// b gets in line at some point; from then on it waits for one command.
-	for i := 0; ; i++ {
-		gate <- struct{}{}
-		<-entered
-		mu.Lock()
-		n := len(order)
-		mu.Unlock()
-		if n > 0 && i == 0 {
-			continue
+		a := connect(strings.Repeat(`{"execute": "a"}`, 4))
+		synctest.Wait() // the first a runs
+		b := connect(`{"execute": "b"}{"execute": "b"}`)
+		synctest.Wait() // the first b waits
+		for range 6 {
+			gate <- struct{}{}
+			synctest.Wait()
 		}
-		break
-	}
-	close(gate)
-	for range 5 {
-		a.want(`{"return": {}}`)
-	}
-	b.want(`{"return": {}}`)
+		if got := strings.Join(order, ""); got != "ababaa" {
+			t.Errorf("order %s", got)
+		}
+		a.Close()
+		b.Close()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestDropsWhoDoesNotRead checks that events for a client that does not read
@@ -364,31 +364,18 @@ func TestDropsWhoDoesNotRead(t *testing.T) {
 	log.AddHook(&lines)
 	s, path := start(t, Config{Commands: echo, MaxOutput: 10000, Log: logrus.NewEntry(log)}, ListenerOptions{})
 	deaf, other := negotiated(t, path), negotiated(t, path)
-	deaf.SetReadBuffer(1)
-	read := make(chan struct{})
-	go func() {
-		defer close(read)
-		for {
-			text, err := other.in.ReadString('\n')
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			if strings.Contains(text, "the-last") {
-				return
-			}
-		}
-	}()
 	id := strings.Repeat("x", 1000)
-	for range 5000 {
-		s.Emit(&api.BlockExportDeletedEvent{ID: id})
-		other.ping(t)
-		if lines.n.Load() > 0 {
-			break
+	for i := 0; lines.n.Load() == 0; i++ {
+		if i == 10000 {
+			t.Fatal("10 MB of events wait for a client")
 		}
+		s.Emit(&api.BlockExportDeletedEvent{ID: id})
+		other.line() // the other one is never far behind
 	}
 	s.Emit(&api.BlockExportDeletedEvent{ID: "the-last"})
-	<-read
+	if got := other.line(); !strings.Contains(got, "the-last") {
+		t.Error(got)
+	}
 	if n := lines.n.Load(); n != 1 {
 		t.Errorf("%d lines in the log", n)
 	}
@@ -396,14 +383,6 @@ func TestDropsWhoDoesNotRead(t *testing.T) {
 		t.Errorf("%v after %d bytes", err, len(rest))
 	} else if strings.Contains(string(rest), "the-last") {
 		t.Error("the client was not dropped")
-	}
-}
-
-// ping waits until the server has written what it has for a client, by a
-// command whose reply the client's reader leaves out.
-func (p *peer) ping(t *testing.T) {
-	if _, err := io.WriteString(p, `{"execute": "void"}`); err != nil {
-		t.Fatal(err)
 	}
 }
 
