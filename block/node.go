@@ -54,8 +54,7 @@ type Node struct {
 	holder   PermissionHolder
 	delayer  Delayer
 
-	noZeroer atomic.Bool // a write of zeroes said NotSupported once
-	stats    Stats
+	stats Stats
 
 	// Guarded by Graph.mu; changed inside Graph.Change only.
 	parents  []*Edge
