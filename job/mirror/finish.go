@@ -26,31 +26,29 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 	switch {
 	case failed:
 		return true, nil
-	case hungry && !complete:
-		l.starved = time.Time{}
-		return true, l.drained(ctx, func(*block.Tx) error { return l.copyRest(ctx) })
 	case l.pending:
 		if !m.job.FinalizeWanted() {
 			return false, nil
 		}
 		return true, l.complete(ctx)
-	case !m.job.IsReady():
-		if !caughtUp || l.inFlight > 0 {
+	case complete && m.job.AutoFinalize():
+		if rest > finalRest || l.inFlight > 0 {
 			return false, nil
 		}
+		return true, l.complete(ctx)
+	case hungry:
+		l.starved = time.Time{}
+		return true, l.drained(ctx, func(*block.Tx) error { return l.copyRest(ctx) })
+	case !caughtUp || l.inFlight > 0:
+		return false, nil
+	case !m.job.IsReady():
 		if ok, err := l.flush(ctx); err != nil || !ok {
 			return true, err
 		}
 		l.refresh()
 		m.job.Ready()
 		return true, nil
-	case complete && rest <= finalRest && l.inFlight == 0:
-		if m.job.AutoFinalize() {
-			return true, l.complete(ctx)
-		}
-		if !caughtUp {
-			return false, nil
-		}
+	case complete:
 		if ok, err := l.flush(ctx); err != nil || !ok {
 			return true, err
 		}
