@@ -26,6 +26,8 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 	switch {
 	case failed:
 		return true, nil
+	case time.Now().Before(l.notYet):
+		return false, nil // something failed and is to be tried again, but not at once
 	case l.pending:
 		if !m.job.FinalizeWanted() {
 			return false, nil
