@@ -156,7 +156,12 @@ func TestANewDriverIsNotToldToLockWhenItsNodeIsTakenBack(t *testing.T) {
 		return nil
 	})
 	bad := newMem(mib)
-	bad.SetPermissionHook(func(block.Perm, block.Perm) error { return errors.New("refused") })
+	bad.SetPermissionHook(func(need, _ block.Perm) error {
+		if need != 0 {
+			return errors.New("refused")
+		}
+		return nil
+	})
 	err := g.Change(bg, func(tx *block.Tx) error {
 		for name, d := range map[string]*blocktest.Mem{"good": m, "bad": bad} {
 			n, err := tx.AddNode(block.NodeConfig{Name: name, Open: func([]*block.Edge) (block.Driver, error) { return d, nil }})

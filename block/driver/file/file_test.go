@@ -238,6 +238,23 @@ func TestBlockStatus(t *testing.T) {
 	expect(6*unit, unit, block.Extent{Len: unit, Status: statusHole})
 }
 
+// An answer that was looked up before a hole was made is not remembered after it.
+func TestRememberedDataAndAHoleInBetween(t *testing.T) {
+	var e dataExtent
+	_, before := e.find(0)
+	e.forget(100, 10)
+	e.keep(0, 4096, before)
+	if end, _ := e.find(0); end != 0 {
+		t.Errorf("data up to %d is remembered", end)
+	}
+	_, now := e.find(0)
+	e.keep(0, 4096, now)
+	e.forget(4096, 512) // beside it
+	if end, _ := e.find(10); end != 4096 {
+		t.Errorf("data up to %d is remembered", end)
+	}
+}
+
 func TestDirectAlignmentIsProbed(t *testing.T) {
 	f := mustOpen(t, Options{Filename: newImage(t, t.TempDir(), 64<<10), Direct: true})
 	limits := f.Limits()
@@ -258,6 +275,9 @@ func TestAFailedFlushStaysFailed(t *testing.T) {
 	}
 	if err := f.WriteAt(bg, make([]byte, 512), 0, block.FUA); err != lost {
 		t.Errorf("durable write: %v", err)
+	}
+	if err := f.WriteZeroes(bg, 0, 512, block.FUA); err != lost {
+		t.Errorf("durable zeroes: %v", err)
 	}
 }
 

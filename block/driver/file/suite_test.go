@@ -84,4 +84,12 @@ func TestDirectTailWithLargeUnits(t *testing.T) {
 		f.align, f.memAlign = 4096, 4096
 		return f
 	}})
+	const size = 64<<10 + 1536
+	f := mustOpen(t, Options{Filename: newImage(t, dir, size), Direct: true})
+	f.align, f.memAlign = 4096, 4096
+	n := blocktest.NewNode(t, block.NewGraph(), "disk", f, block.Options{})
+	must(t, n.WriteAt(bg, []byte{1}, size-1, block.FUA))
+	if length := fileLength(t, f.FileName()); length != size {
+		t.Errorf("the padding made the file %d bytes long", length)
+	}
 }
