@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+
+GO        ?= go
+FUZZTIME  ?= 10s
+SEEDS     ?= 10000
+BENCHTIME ?= 0.2s
+# How long the tests of one package may take; the whole of `make test` takes a few minutes.
+TIMEOUT   ?= 8m
+
+# Go's test runner, with what was skipped and why. Pipelines and loops need bash.
+SHELL     := /bin/bash
+test_run  := $(GO) run .ci/report.go -timeout $(TIMEOUT)
+# ST1005: error texts of QMP begin with a capital letter, as clients know them.
+checks    := inherit,-ST1005
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## explain every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: build
+build: ## build bin/blkmirrord and bin/blkmirror, static
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+
+.PHONY: demo
+demo: build ## mirror a disk under a writer, switch over, and check the copy; needs Go alone
+	$(GO) run ./cmd/blkmirror-demo --daemon bin/blkmirrord
+
+.PHONY: peers
+peers: ## install the programs that tests set beside ours (Debian packages; needs root)
+	@.ci/peers
+
+.PHONY: test
+test: peers ## run all tests, those with other programs included; says what it skips and why
+	$(test_run) ./...
+
+.PHONY: race
+race: ## run all tests but those of the built binaries under the race detector
+	$(test_run) -race $$($(GO) list ./... | grep -v /daemon/blackbox)
+
+.PHONY: invariants
+invariants: ## run the tests of block layer and jobs with all invariants checked at every step
+	$(test_run) -tags invariants ./block/... ./job/...
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck; govulncheck too where it is installed
+	@files=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+	    if [ -n "$$files" ]; then echo "gofmt would change:"; echo "$$files"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) vet -tags invariants ./block/... ./job/...
+	$(GO) tool staticcheck -checks $(checks) ./...
+	@if command -v govulncheck >/dev/null; then govulncheck ./... || echo "govulncheck: see above (no part of the result)"; fi
+
+.PHONY: conformance
+conformance: ## run the recorded scenarios alone
+	$(test_run) ./daemon/conformance -run TestScenarios
+
+.PHONY: bench
+bench: ## run the Go benchmarks once, shortly (BENCHTIME=0.2s)
+	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) ./...
+
+.PHONY: fuzz
+fuzz: ## run every fuzz target for a while (FUZZTIME=10s)
+	@set -e; for file in $$(git ls-files '*_test.go' | xargs grep -l '^func Fuzz'); do \
+	    for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$file); do \
+	        echo "$$(dirname $$file) $$target"; \
+	        $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file); \
+	    done; done
+
+.PHONY: soak
+soak: ## run the randomised mirror tests with many seeds (SEEDS=10000)
+	BLKMIRROR_SEEDS=$(SEEDS) $(GO) test -tags invariants -run 'Random' -timeout 0 -v ./job/...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
