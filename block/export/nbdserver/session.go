@@ -96,20 +96,23 @@ func (s *session) kill(cause error) {
 
 // end notes that no more requests will be read. The caller has the turn, which ends with it.
 func (s *session) end(err error) {
-	switch {
-	case errors.Is(err, io.EOF):
+	vanished := err == io.EOF
+	if vanished {
 		s.cancel(errVanished) // what waits at a gate waits for nobody; the rest may still be answered
-	case err != nil:
+	} else if err != nil {
 		s.kill(err)
 	}
 	s.mu.Lock()
 	s.mu.ended = true
+	if vanished && s.mu.requests > 0 && s.mu.err == nil {
+		s.mu.err = errVanished
+	}
 	s.mu.Unlock()
 	close(s.over)
 	s.flush()
 }
 
-var errVanished = errors.New("the client closed the connection")
+var errVanished = errors.New("the client closed the connection while requests were under way")
 
 // leaving says whether the session is about to end.
 func (s *session) leaving() bool {
