@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/blkmirror/blkmirror/qmp"
+)
+
+// envSocket is where the socket's path comes from without --socket.
+const envSocket = "BLKMIRROR_SOCKET"
+
+const rootHelp = `blkmirror talks to a running blkmirrord, or to any other storage daemon that
+speaks QMP: it mirrors disks while they are in use, and shows how far that is.
+
+Sizes may be given as 65536, 64K, 64KiB or 1.5G; units are powers of 1024.
+
+A daemon talks to one client of a socket at a time: a command waits for its
+turn while another one, such as watch or events, is connected.
+
+` + exitHelp
+
+// cli is one run of the program.
+type cli struct {
+	stdout, stderr io.Writer
+
+	socket  string
+	json    bool
+	timeout time.Duration
+}
+
+// run carries out a command line, and returns the exit status. The end of ctx
+// is an interruption by the user.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer, getenv func(string) string) int {
+	c := &cli{stdout: stdout, stderr: stderr}
+	root := c.root(getenv(envSocket))
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err != nil {
+		c.report(err)
+	}
+	return exitStatus(err)
+}
+
+func (c *cli) root(socket string) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "blkmirror",
+		Short:         "mirror disks that are in use",
+		Long:          rootHelp,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE:          func(*cobra.Command, []string) error { return usage("no command given") },
+	}
+	flags := root.PersistentFlags()
+	flags.StringVarP(&c.socket, "socket", "s", socket, "`PATH` of the daemon's QMP socket, or tcp:HOST:PORT (default: $"+envSocket+")")
+	flags.BoolVar(&c.json, "json", false, "print JSON, for programs")
+	flags.DurationVar(&c.timeout, "timeout", 0, "give up after this `TIME`, such as 30s or 5m; a job goes on")
+	flags.Lookup("socket").DefValue = "" // not the variable's value
+	root.AddCommand(c.nodesCommand(), c.exportsCommand(), c.jobsCommand(), c.mirrorCommand(), c.watchCommand(),
+		c.eventsCommand(), c.qmpCommand())
+	root.AddCommand(c.jobCommands()...)
+	return root
+}
+
+// action makes a command of a function.
+func (c *cli) action(do func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		ctx := cmd.Context()
+		if c.timeout < 0 {
+			return usage("--timeout %v is negative", c.timeout)
+		}
+		if c.timeout > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("%w of %v", errTimeout, c.timeout))
+			defer cancel()
+		}
+		if err := do(ctx, args); err != nil {
+			return ranError{err}
+		}
+		return nil
+	}
+}
+
+// say prints a line for people. With --json it prints value instead, in one
+// line, unless that is nil.
+func (c *cli) say(value any, format string, args ...any) {
+	if !c.json {
+		fmt.Fprintf(c.stdout, format+"\n", args...)
+	} else if value != nil {
+		fmt.Fprintf(c.stdout, "%s\n", qmp.Encode(value))
+	}
+}
+
+// printJSON prints a value over several lines.
+func (c *cli) printJSON(value any) error {
+	var text bytes.Buffer
+	if err := json.Indent(&text, qmp.Encode(value), "", "  "); err != nil {
+		return err
+	}
+	text.WriteByte('\n')
+	_, err := text.WriteTo(c.stdout)
+	return err
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"math"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/blkmirror/blkmirror/cmd/blkmirror/follow"
+	"github.com/blkmirror/blkmirror/cmd/blkmirror/progress"
+	"github.com/blkmirror/blkmirror/qmp"
+	"github.com/blkmirror/blkmirror/qmp/api"
+)
+
+// mirrorFlags are the flags of mirror.
+type mirrorFlags struct {
+	arguments      api.BlockdevMirrorArguments
+	job            string
+	replaces       string
+	filter         string
+	granularity    *int64
+	wait, complete bool
+}
+
+func (c *cli) mirrorCommand() *cobra.Command {
+	f := &mirrorFlags{arguments: api.BlockdevMirrorArguments{Sync: api.MirrorSyncModeFull}}
+	cmd := &cobra.Command{
+		Use:   "mirror SOURCE TARGET",
+		Short: "copy a node to another one while it is in use",
+		Long: `Starts a job that copies node SOURCE to node TARGET, and keeps them equal until
+the job is completed, when TARGET takes SOURCE's place, or cancelled.
+
+With --wait it shows how far the copy is, and ends when TARGET is in step with
+SOURCE. With --complete it then completes the job, too. When it is interrupted
+or runs into --timeout, the job goes on.`,
+		Example: "  blkmirror mirror disk copy --wait\n  blkmirror mirror disk copy --copy-mode write-blocking --speed 100M --complete",
+		Args:    cobra.ExactArgs(2),
+	}
+	flags, a := cmd.Flags(), &f.arguments
+	flags.SortFlags = false
+	flags.StringVar(&f.job, "job", "", "`ID` of the job (default: mirror-SOURCE)")
+	addEnum(cmd, &a.Sync, "sync", "what to copy (default: full)",
+		api.MirrorSyncModeFull, api.MirrorSyncModeTop, api.MirrorSyncModeNone)
+	addEnum(cmd, &a.CopyMode, "copy-mode", "when guests' writes reach the target (default: background)",
+		api.MirrorCopyModeBackground, api.MirrorCopyModeWriteBlocking)
+	flags.Var(sizeFlag{&f.granularity}, "granularity", "`SIZE` of the pieces whose state is kept, a power of two")
+	flags.Var(sizeFlag{&a.BufSize}, "buf-size", "`SIZE` of all data on its way at once")
+	flags.Var(sizeFlag{&a.Speed}, "speed", "`SIZE` copied per second at most; 0 is no limit")
+	policies := []api.BlockdevOnError{api.BlockdevOnErrorReport, api.BlockdevOnErrorIgnore, api.BlockdevOnErrorStop,
+		api.BlockdevOnErrorEnospc, api.BlockdevOnErrorAuto}
+	addEnum(cmd, &a.OnSourceError, "on-source-error", "what to do when reading fails (default: report)", policies...)
+	addEnum(cmd, &a.OnTargetError, "on-target-error", "what to do when writing fails (default: report)", policies...)
+	flags.StringVar(&f.filter, "filter-node-name", "", "`NAME` of the node that is put above SOURCE")
+	flags.StringVar(&f.replaces, "replaces", "", "`NODE` whose place TARGET takes (default: SOURCE)")
+	addOptionalBool(flags, &a.TargetIsZero, "target-is-zero", "TARGET reads as zeroes already")
+	addOptionalBool(flags, &a.AutoFinalize, "auto-finalize", "do not wait for finalize (default: true)")
+	addOptionalBool(flags, &a.AutoDismiss, "auto-dismiss", "do not wait for dismiss (default: true)")
+	flags.BoolVar(&f.wait, "wait", false, "show progress until TARGET is in step")
+	flags.BoolVar(&f.complete, "complete", false, "then complete the job and wait for its end; implies --wait")
+	cmd.RunE = c.action(func(ctx context.Context, args []string) error {
+		if err := f.finish(args[0], args[1]); err != nil {
+			return err
+		}
+		return c.with(ctx, func(s *session) error { return c.mirror(ctx, s, f) })
+	})
+	return cmd
+}
+
+// finish makes arguments of the flags.
+func (f *mirrorFlags) finish(source, target string) error {
+	a := &f.arguments
+	a.Device, a.Target = source, target
+	if f.job == "" {
+		// A name that the daemon chose begins with a mark that no id has.
+		f.job = "mirror-" + strings.TrimPrefix(source, "#")
+	}
+	a.JobID = &f.job
+	if f.filter != "" {
+		a.FilterNodeName = &f.filter
+	}
+	if f.replaces != "" {
+		a.Replaces = &f.replaces
+	}
+	if f.granularity != nil {
+		if *f.granularity > math.MaxUint32 {
+			return usage("--granularity %d is too large", *f.granularity)
+		}
+		a.Granularity = ptr(uint32(*f.granularity))
+	}
+	return nil
+}
+
+func (c *cli) mirror(ctx context.Context, s *session, f *mirrorFlags) error {
+	if err := s.Execute(ctx, "blockdev-mirror", &f.arguments, nil); err != nil {
+		return err
+	}
+	c.say(jobObject(f.job), "job '%s' started: %s to %s", f.job, f.arguments.Device, f.arguments.Target)
+	if !f.wait && !f.complete {
+		return nil
+	}
+	return c.show(ctx, s, f.job, func(d progress.Display) (follow.Outcome, error) {
+		outcome, err := follow.Job(ctx, s, f.job, follow.Options{Goal: follow.UntilReady}, d)
+		if err != nil || outcome.Result != follow.Ready || !f.complete {
+			return outcome, err
+		}
+		if err := s.Execute(ctx, "job-complete", &api.JobCompleteArguments{ID: f.job}, nil); err != nil {
+			return outcome, err
+		}
+		return follow.Job(ctx, s, f.job, follow.Options{Goal: follow.UntilPending}, d)
+	})
+}
+
+func jobObject(id string) *qmp.Object { return qmp.NewObject(qmp.Member{Name: "job", Value: id}) }
