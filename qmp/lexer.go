@@ -5,8 +5,6 @@ package qmp
 import (
 	"io"
 	"strconv"
-	"unicode/utf16"
-	"unicode/utf8"
 )
 
 // windowSize is how much is read at once. Longer tokens are collected in a
@@ -56,6 +54,7 @@ type lexer struct {
 	lineStart int64 // offset of the current line
 
 	size  int  // bytes of all tokens of this message
+	most  int  // that size may be
 	bad   bool // the last token was bad; resync finds the next one
 	quote byte // that of a string whose end was not reached, or 0
 
@@ -65,7 +64,7 @@ type lexer struct {
 }
 
 func newLexer(src io.Reader) lexer {
-	return lexer{src: src, window: make([]byte, 0, windowSize), line: 1}
+	return lexer{src: src, window: make([]byte, 0, windowSize), line: 1, most: MaxTokenSize}
 }
 
 // fill reads more once the window is used up.
@@ -222,7 +221,7 @@ func (l *lexer) grow(n int, discard bool) error {
 	if discard {
 		return nil
 	}
-	if l.size += n; l.size > MaxTokenSize {
+	if l.size += n; l.size > l.most {
 		t := l.here()
 		return Errorf("%d:%d: JSON token size limit exceeded", t.line, t.column)
 	}
@@ -263,268 +262,4 @@ func (l *lexer) text() string {
 		l.known[s] = s
 	}
 	return s
-}
-
-// string reads a string up to its closing quote.
-func (l *lexer) string(discard bool) error {
-	for {
-		if _, err := l.peek(); err != nil {
-			return err
-		}
-		rest := l.window[l.pos:]
-		n := 0
-		for n < len(rest) && rest[n] != l.quote && rest[n] != '\\' && rest[n] >= ' ' && rest[n] < utf8.RuneSelf {
-			n++
-		}
-		l.pos += n
-		if err := l.collect(discard, rest[:n]...); err != nil {
-			return err
-		}
-		if n == len(rest) {
-			continue
-		}
-		var err error
-		switch c := rest[n]; {
-		case c == l.quote:
-			l.pos++
-			l.quote = 0
-			return nil
-		case c == '\\':
-			err = l.escape(discard)
-		case c >= utf8.RuneSelf:
-			err = l.rune(discard)
-		default:
-			bad := l.lexical("invalid character in string", resets(c))
-			if c != '\n' { // a line end also counts lines
-				l.pos++
-			}
-			return bad
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// rune reads one character beyond ASCII.
-func (l *lexer) rune(discard bool) error {
-	var seq [utf8.UTFMax]byte
-	n := 0
-	for {
-		c, err := l.peek()
-		if err != nil {
-			return err
-		}
-		if n > 0 && utf8.RuneStart(c) {
-			return l.lexical("invalid UTF-8 sequence in string", resets(c))
-		}
-		seq[n] = c
-		n++
-		if r, _ := utf8.DecodeRune(seq[:n]); utf8.FullRune(seq[:n]) {
-			if r == utf8.RuneError && n != 3 || r == utf8.RuneError && string(seq[:3]) != "\uFFFD" {
-				bad := l.lexical("invalid UTF-8 sequence in string", resets(c))
-				l.pos++
-				return bad
-			}
-			l.pos++
-			return l.collect(discard, seq[:n]...)
-		}
-		l.pos++
-	}
-}
-
-// escape reads a backslash and what it stands for.
-func (l *lexer) escape(discard bool) error {
-	l.pos++
-	c, err := l.peek()
-	if err != nil {
-		return err
-	}
-	switch c {
-	case '"', '\'', '\\', '/':
-	case 'b':
-		c = '\b'
-	case 'f':
-		c = '\f'
-	case 'n':
-		c = '\n'
-	case 'r':
-		c = '\r'
-	case 't':
-		c = '\t'
-	case 'u':
-		return l.unicode(discard)
-	default:
-		return l.lexical("invalid escape sequence in string", resets(c))
-	}
-	l.pos++
-	return l.collect(discard, c)
-}
-
-// unicode reads the rest of a \u escape, and of the second one of a pair.
-func (l *lexer) unicode(discard bool) error {
-	r, err := l.unit()
-	if err != nil {
-		return err
-	}
-	if utf16.IsSurrogate(r) {
-		for _, want := range []byte{'\\', 'u'} {
-			c, err := l.peek()
-			if err != nil {
-				return err
-			}
-			if c != want {
-				return l.lexical("lone surrogate in string", resets(c))
-			}
-			if want == '\\' {
-				l.pos++
-			}
-		}
-		second, err := l.unit()
-		if err != nil {
-			return err
-		}
-		if r = utf16.DecodeRune(r, second); r == utf8.RuneError {
-			return l.lexical("lone surrogate in string", false)
-		}
-	}
-	var seq [utf8.UTFMax]byte
-	return l.collect(discard, utf8.AppendRune(seq[:0], r)...)
-}
-
-// unit reads the u and the four digits of a \u escape.
-func (l *lexer) unit() (rune, error) {
-	var r rune
-	for range 4 {
-		l.pos++
-		c, err := l.peek()
-		if err != nil {
-			return 0, err
-		}
-		switch {
-		case c >= '0' && c <= '9':
-			c -= '0'
-		case c >= 'a' && c <= 'f':
-			c -= 'a' - 10
-		case c >= 'A' && c <= 'F':
-			c -= 'A' - 10
-		default:
-			return 0, l.lexical("invalid \\u escape in string", resets(c))
-		}
-		r = r<<4 | rune(c)
-	}
-	l.pos++
-	return r, nil
-}
-
-// word reads a word of lower-case letters.
-func (l *lexer) word(discard bool) error {
-	l.startText()
-	for {
-		c, err := l.peek()
-		if err != nil {
-			return err
-		}
-		if c < 'a' || c > 'z' {
-			return nil
-		}
-		l.pos++
-		// No known word is longer; the limit on tokens sees all of it.
-		if len(l.collected) < 16 {
-			l.collected = append(l.collected, c)
-		}
-		if err := l.grow(1, discard); err != nil {
-			return err
-		}
-	}
-}
-
-// digits reads a number.
-func (l *lexer) digits(discard bool) error {
-	l.startText()
-	l.float = false
-	c, err := l.accept(discard, '-')
-	if err != nil {
-		return err
-	}
-	if c == '0' {
-		if c, err = l.accept(discard, '0'); err != nil {
-			return err
-		}
-		if c >= '0' && c <= '9' {
-			return l.lexical("number with leading zero", false)
-		}
-	} else if c, err = l.run(discard); err != nil {
-		return err
-	}
-	if c == '.' {
-		l.float = true
-		if _, err = l.accept(discard, '.'); err != nil {
-			return err
-		}
-		if c, err = l.run(discard); err != nil {
-			return err
-		}
-	}
-	if c != 'e' && c != 'E' {
-		return nil
-	}
-	l.float = true
-	if c, err = l.accept(discard, c); err != nil {
-		return err
-	}
-	if c == '+' || c == '-' {
-		if _, err = l.accept(discard, c); err != nil {
-			return err
-		}
-	}
-	_, err = l.run(discard)
-	return err
-}
-
-// accept uses up the next byte if it is c, and returns the one after.
-func (l *lexer) accept(discard bool, c byte) (byte, error) {
-	next, err := l.peek()
-	if err != nil || next != c {
-		return next, err
-	}
-	l.pos++
-	if err := l.collect(discard, c); err != nil {
-		return 0, err
-	}
-	return l.peek()
-}
-
-// run uses up one digit or more, and returns the byte after.
-func (l *lexer) run(discard bool) (byte, error) {
-	for n := 0; ; n++ {
-		c, err := l.peek()
-		if err != nil {
-			return 0, err
-		}
-		if c < '0' || c > '9' {
-			if n == 0 {
-				return 0, l.lexical("number without digits", resets(c) && c != '\n' && c != '\r')
-			}
-			return c, nil
-		}
-		l.pos++
-		if err := l.collect(discard, c); err != nil {
-			return 0, err
-		}
-	}
-}
-
-// number returns the value of the last number: int64, uint64 or float64.
-func (l *lexer) number() (any, bool) {
-	if !l.float {
-		if v, err := strconv.ParseInt(string(l.collected), 10, 64); err == nil {
-			return v, true
-		}
-		if v, err := strconv.ParseUint(string(l.collected), 10, 64); err == nil {
-			return v, true
-		}
-	}
-	v, err := strconv.ParseFloat(string(l.collected), 64)
-	return v, err == nil
 }

@@ -29,15 +29,16 @@ const (
 type Reader struct {
 	lex lexer
 
-	depth  int
-	tokens int
+	depth      int
+	tokens     int
+	mostTokens int
 
 	skipping bool // the rest of a malformed message is to be left out
 }
 
 // NewReader returns a Reader of src.
 func NewReader(src io.Reader) *Reader {
-	return &Reader{lex: newLexer(src)}
+	return &Reader{lex: newLexer(src), mostTokens: MaxTokens}
 }
 
 // Next returns the next value. The error is an *Error for malformed input,
@@ -133,7 +134,7 @@ func (r *Reader) next() (token, error) {
 	if err != nil {
 		return t, err
 	}
-	if r.tokens++; r.tokens > MaxTokens {
+	if r.tokens++; r.tokens > r.mostTokens {
 		return t, r.errorAt(t, "JSON token count limit exceeded")
 	}
 	return t, nil
