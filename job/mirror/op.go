@@ -246,6 +246,9 @@ func (p *planner) nextCopy(o *op, limit int64, hint span, hintLimit int64) found
 	if busy := p.claimedFrom(off, off+n); busy != nil {
 		p.starved = true
 		p.cursor = max(chunk+1, p.d.Inward(busy.off, busy.end-busy.off).End)
+		if p.cursor >= all && p.wholePass {
+			return foundNone
+		}
 		return foundSlice
 	}
 	if hint.off <= off && off < hint.end {

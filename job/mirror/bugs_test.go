@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mirror
+
+import (
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/blocktest"
+	"github.com/blkmirror/blkmirror/job"
+)
+
+func TestPlain(t *testing.T) {
+	for _, mode := range []Mode{Background, WriteBlocking} {
+		in(t, func(t *testing.T) {
+			r := plain(t, 3*mib)
+			m := r.start(Options{Mode: mode, AutoFinalize: true})
+			r.ready(m)
+			must(t, r.guest.WriteAt(bg, pattern(7, 12345), 777, 0))
+			must(t, m.job.Complete(nil))
+			r.over(m)
+			r.same()
+			if r.guest.Node() != r.tn {
+				t.Error("the guest was not given the target")
+			}
+		})
+	}
+}
+
+// A write that was under way while the target was flushed is not durable by that flush: the next one must not be skipped.
+func TestWriteUnderWayDuringFlushIsFlushedLater(t *testing.T) {
+	in(t, func(t *testing.T) {
+		r := plain(t, 1*mib)
+		m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true})
+		r.ready(m)
+		r.target.hook = func(c blocktest.Call) error {
+			if c.Op == block.OpWrite {
+				time.Sleep(time.Second)
+			}
+			return nil
+		}
+		written := at(func() { must(t, r.guest.WriteAt(bg, pattern(7, 4096), 0, 0)) })
+		synctest.Wait()
+		must(t, r.guest.Flush(bg))
+		written()
+		must(t, r.guest.Flush(bg))
+		if at := differAt(r.target.mem.DurableBytes(), r.source.Bytes()); at >= 0 {
+			t.Errorf("after the guest's flush the target is not durable at %d", at)
+		}
+		must(t, m.job.Complete(nil))
+		r.over(m)
+		if at := differAt(r.target.mem.DurableBytes(), r.target.Bytes()); at >= 0 {
+			t.Errorf("after the pivot the target is not durable at %d", at)
+		}
+	})
+}
+
+// Zeroes that were being written while a flush failed are not known to be on the target.
+func TestZeroesUnderWayDuringFailedFlushAreNotTrusted(t *testing.T) {
+	in(t, func(t *testing.T) {
+		r := plain(t, 1*mib)
+		r.target.lossy = true
+		m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true, OnTargetError: job.PolicyIgnore})
+		r.ready(m)
+		must(t, r.guest.WriteAt(bg, pattern(9, 4096), 512*kib, 0)) // something to flush
+		r.target.slow = 0
+		hold := make(chan struct{})
+		r.source.hook, r.target.hook = nil, nil
+		landed := make(chan struct{})
+		r.target.afterZero = func() { close(landed); <-hold }
+		written := at(func() { must(t, r.guest.WriteZeroes(bg, 0, 64*kib, 0)) })
+		<-landed
+		r.target.addFault(fault{op: block.OpFlush, errno: syscall.EIO, times: 1})
+		must(t, r.guest.Flush(bg))
+		close(hold)
+		written()
+		r.target.afterZero = nil
+		time.Sleep(time.Second)
+		r.same()
+		must(t, m.job.Complete(nil))
+		r.over(m)
+		r.same()
+	})
+}
+
+// A write of zeroes with FUA, of which the target has a part already but not durably.
+func TestFUAZeroesSkippedInPartAreDurable(t *testing.T) {
+	in(t, func(t *testing.T) {
+		r := plain(t, 4*mib)
+		m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true, Granularity: 64 * kib})
+		r.ready(m)
+		must(t, r.guest.WriteZeroes(bg, 0, 64*kib, 0))
+		must(t, r.guest.WriteZeroes(bg, 0, 128*kib, block.FUA))
+		if !block.IsZero(r.target.mem.DurableBytes()[:128*kib]) {
+			t.Error("acknowledged FUA zeroes are not durable on the target")
+		}
+		must(t, m.job.Cancel(nil))
+		r.over(m)
+	})
+}
+
+// The copy's search ends when all that is dirty, at the end of the disk, is held by a guest.
+func TestSearchEndsWhenLastChunkIsBusy(t *testing.T) {
+	in(t, func(t *testing.T) {
+		r := plain(t, 64*kib)
+		m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true, OnSourceError: job.PolicyIgnore})
+		r.ready(m)
+		r.source.addFault(fault{op: block.OpWrite, errno: syscall.EIO, times: 1})
+		if r.guest.WriteAt(bg, pattern(5, 512), 0, 0) == nil {
+			t.Fatal("the write did not fail")
+		}
+		// The chunk is dirty now. A guest holds it before the copy can.
+		r.source.hook = func(c blocktest.Call) error {
+			if c.Op == block.OpWrite {
+				time.Sleep(time.Second)
+			}
+			return nil
+		}
+		must(t, r.guest.WriteAt(bg, pattern(5, 512), 0, 0))
+		time.Sleep(time.Second)
+		must(t, m.job.Complete(nil))
+		r.over(m)
+		r.same()
+	})
+}
+
+// A target that keeps failing under the policy ignore is tried again after a while, not at once, at completion too.
+func TestIgnoreWaitsAtCompletion(t *testing.T) {
+	in(t, func(t *testing.T) {
+		r := plain(t, 1*mib)
+		m := r.start(Options{Mode: Background, AutoFinalize: true, OnTargetError: job.PolicyIgnore})
+		r.ready(m)
+		must(t, r.guest.WriteAt(bg, pattern(5, 512), 0, 0))
+		r.target.hook = func(c blocktest.Call) error {
+			if c.Op == block.OpWrite {
+				time.Sleep(time.Millisecond)
+				return syscall.EIO
+			}
+			return nil
+		}
+		must(t, m.job.Complete(nil))
+		time.Sleep(10 * time.Second)
+		if n := r.events.failures(); n > 20 {
+			t.Errorf("%d failed requests in 10 s", n)
+		}
+		must(t, m.job.Cancel(nil))
+		r.over(m)
+	})
+}
+
+// After a failure that the policy ignores the job goes on by itself, also when a guest's write has made good what failed.
+func TestGoesOnAfterIgnoredFailureThatAGuestMadeGood(t *testing.T) {
+	in(t, func(t *testing.T) {
+		r := plain(t, 1*mib)
+		m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true, OnTargetError: job.PolicyIgnore})
+		r.ready(m)
+		r.target.addFault(fault{op: block.OpWrite, errno: syscall.EIO, times: 1})
+		must(t, r.guest.WriteAt(bg, pattern(5, 64*kib), 0, 0))
+		synctest.Wait()
+		must(t, r.guest.WriteAt(bg, pattern(6, 64*kib), 0, 0))
+		must(t, m.job.Complete(nil))
+		r.over(m)
+		r.same()
+	})
+}
+
+// A soft cancel in the moment after a resume is a soft one.
+func TestSoftCancelRightAfterResume(t *testing.T) {
+	in(t, func(t *testing.T) {
+		r := plain(t, 1*mib)
+		m := r.start(Options{Mode: Background, AutoFinalize: true})
+		r.ready(m)
+		must(t, m.job.Pause(nil))
+		synctest.Wait()
+		var effect func()
+		must(t, m.job.Resume(func(f func()) { effect = f }))
+		must(t, m.job.SoftCancel(false, nil))
+		effect()
+		r.over(m)
+		if got := r.events.of("m"); m.job.Err() != nil {
+			t.Errorf("a soft cancel of a ready job ended it with %v: %s", m.job.Err(), got)
+		}
+	})
+}
+
+// Two guests that take turns on a chunk which is dirty must not keep the copy from it for ever.
+func TestHotChunkDoesNotStarveTheCopy(t *testing.T) {
+	for _, ending := range []string{"ready", "complete"} {
+		in(t, func(t *testing.T) {
+			r := plain(t, 256*kib)
+			r.source.hook = func(c blocktest.Call) error {
+				if c.Op == block.OpWrite {
+					time.Sleep(time.Millisecond)
+				}
+				return nil
+			}
+			stop := make(chan struct{})
+			hammer := func() {
+				for i := uint64(0); ; i++ {
+					select {
+					case <-stop:
+						return
+					default:
+						must(t, r.guest.WriteAt(bg, pattern(i, 512), 70000, 0))
+						time.Sleep(time.Microsecond)
+					}
+				}
+			}
+			waits := []func(){at(hammer), at(hammer), at(hammer)}
+			m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true})
+			r.ready(m)
+			if ending == "complete" {
+				must(t, m.job.Complete(nil))
+			} else {
+				must(t, m.job.Cancel(nil))
+			}
+			r.over(m)
+			close(stop)
+			for _, wait := range waits {
+				wait()
+			}
+		})
+	}
+}
