@@ -42,8 +42,16 @@ func Encode(v any) []byte {
 	return e.buf
 }
 
-// Reset starts over with an empty buffer, reusing the memory.
-func (e *Encoder) Reset() { e.buf, e.depth = e.buf[:0], 0 }
+// keptBuffer is the largest buffer that Reset keeps.
+const keptBuffer = 1 << 20
+
+// Reset starts over with an empty buffer, reusing the memory unless it is much.
+func (e *Encoder) Reset() {
+	if cap(e.buf) > keptBuffer {
+		e.buf = nil
+	}
+	e.buf, e.depth = e.buf[:0], 0
+}
 
 // Bytes returns what was written. It is valid until the next call.
 func (e *Encoder) Bytes() []byte { return e.buf }

@@ -17,7 +17,7 @@ func (p Param) Int(bits int) int64 {
 	var v int64
 	if p.mode == Keyval {
 		var err error
-		if v, err = strconv.ParseInt(p.Text(), 0, 64); err != nil {
+		if v, err = strconv.ParseInt(p.Text(), 0, 64); err != nil || grouped(p.Text()) {
 			p.Fail("Parameter '%s' expects integer")
 			return 0
 		}
@@ -35,6 +35,9 @@ func (p Param) Int(bits int) int64 {
 	return v
 }
 
+// grouped tells whether a number has underscores, which only Go allows.
+func grouped(text string) bool { return strings.Contains(text, "_") }
+
 // Uint returns an integer of this many bits that is not negative.
 func (p Param) Uint(bits int) uint64 {
 	if !p.Present() {
@@ -44,7 +47,7 @@ func (p Param) Uint(bits int) uint64 {
 	fits := true
 	if p.mode == Keyval {
 		var err error
-		if v, err = strconv.ParseUint(p.Text(), 0, 64); err != nil {
+		if v, err = strconv.ParseUint(p.Text(), 0, 64); err != nil || grouped(p.Text()) {
 			p.Fail("Parameter '%s' expects integer")
 			return 0
 		}
@@ -89,7 +92,7 @@ func ParseSize(text string) (uint64, bool) {
 		return 0, false
 	}
 	if v, err := strconv.ParseUint(text, 0, 64); err == nil {
-		return v, true
+		return v, !grouped(text)
 	}
 	digits, shift := text, uint(0)
 	if i := strings.IndexByte("BKMGTPE", text[len(text)-1]&^0x20); i >= 0 {

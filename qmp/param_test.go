@@ -106,6 +106,8 @@ func TestParamKeyval(t *testing.T) {
 		{"int", "0x10", int64(16)},
 		{"int", "1M", "! Parameter 'x' expects integer"},
 		{"int", "", "! Parameter 'x' expects integer"},
+		{"int", "1_000", "! Parameter 'x' expects integer"},
+		{"size", "1_000", "! Parameter 'x' expects a size value representable as a 64-bit integer"},
 		{"uint32", "4294967296", "! Parameter 'x' expects uint32_t"},
 		{"uint32", "-1", "! Parameter 'x' expects integer"},
 		{"size", "0x1000", uint64(4096)},
