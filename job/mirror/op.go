@@ -43,6 +43,7 @@ type op struct {
 	durable    bool   // the target was in sync, so that flushes and FUA count there, too
 	targetZero bool   // a copy: all its chunks were known to be zero on the target
 	zeroed     []span // ranges where zeroes were written or known, to be noted when that succeeded
+	written    span   // around what of the target is being written; empty if nothing is
 }
 
 func (o *op) overlaps(off, end int64) bool { return o.off < end && off < o.end }
@@ -63,6 +64,7 @@ func (o *op) addZeroed(off, end int64) {
 func (p *planner) beginGuest(o *op, r request, off, n int64) (granted bool) {
 	o.off, o.end, o.request, o.mode, o.bypass = off, off+n, r, p.mode, p.stopped
 	o.blocked, o.parts, o.zeroed, o.target, o.durable = 0, o.parts[:0], o.zeroed[:0], span{}, false
+	o.written = span{}
 	switch {
 	case p.stopped:
 	case o.mode == Background:
@@ -112,9 +114,9 @@ func (p *planner) admit(o *op) {
 	switch o.request {
 	case reqData:
 		p.z.Clear(p.z.Outward(o.target.off, n))
-		p.touch(o.target.off, n)
+		p.write(o, o.target.off, o.target.end)
 	case reqZero:
-		o.parts = p.notZero(o.parts, o.target.off, o.target.end)
+		o.parts = p.notZero(o, o.target.off, o.target.end)
 		o.addZeroed(o.target.off, o.target.end)
 	}
 }
@@ -132,16 +134,17 @@ func (p *planner) trimEdge(o *op, chunk int64) {
 	}
 }
 
-// notZero appends the parts of the range that are not known to be zero on the target, and notes that they are about to be
+// notZero finds the parts of the range that are not known to be zero on the target, and notes that they are about to be
 // written.
-func (p *planner) notZero(parts []span, off, end int64) []span {
+func (p *planner) notZero(o *op, off, end int64) []span {
+	parts := o.parts[:0]
 	chunks := p.z.Outward(off, end-off)
 	for c := chunks.First; c < chunks.End; {
 		run := p.z.RunEnd(c, chunks.End)
 		if !p.z.Test(c) {
 			from, n := p.z.Bytes(bitmap.Chunks{First: c, End: run})
 			part := span{max(from, off), min(from+n, end)}
-			p.touch(part.off, part.end-part.off)
+			p.write(o, part.off, part.end)
 			parts = append(parts, part)
 		}
 		c = run
@@ -154,10 +157,10 @@ func (p *planner) notZero(parts []span, off, end int64) []span {
 func (p *planner) trimExtent(o *op, off, end int64, zero bool) []span {
 	if zero {
 		o.addZeroed(off, end)
-		return p.notZero(o.parts[:0], off, end)
+		return p.notZero(o, off, end)
 	}
 	p.z.Clear(p.z.Outward(off, end-off))
-	p.touch(off, end-off)
+	p.write(o, off, end)
 	return append(o.parts[:0], span{off, end})
 }
 
@@ -177,6 +180,7 @@ func (p *planner) endGuest(o *op, sourceFailed, targetFailed bool) (done int64, 
 		}
 		return 0, p.d.Set(chunks) > 0
 	}
+	p.wrote(o)
 	length := o.target.end - o.target.off
 	p.mirroring -= length
 	switch {
@@ -291,7 +295,7 @@ func (p *planner) giveBack(o *op, from int64) {
 // copyData notes that the copy is about to write data to a range of the target.
 func (p *planner) copyData(o *op, off, end int64) {
 	p.z.Clear(p.z.Outward(off, end-off))
-	p.touch(off, end-off)
+	p.write(o, off, end)
 }
 
 // copyZero takes a range that the source reads as zero, and says whether the target has to be written for that.
@@ -300,12 +304,13 @@ func (p *planner) copyZero(o *op, off, end int64) (write bool) {
 		return false
 	}
 	o.addZeroed(off, end)
-	p.touch(off, end-off)
+	p.write(o, off, end)
 	return true
 }
 
 // endCopy takes the result of a copy.
 func (p *planner) endCopy(o *op, sourceFailed, targetFailed bool) {
+	p.wrote(o)
 	chunks := p.d.Outward(o.off, o.end-o.off)
 	if sourceFailed || targetFailed {
 		p.d.Set(chunks)

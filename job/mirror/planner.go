@@ -196,6 +196,9 @@ func (p *planner) endFlush(ok bool) {
 	if !ok {
 		p.distrust(p.fresh)
 		p.distrust(p.flushing)
+		for _, o := range p.claims {
+			o.zeroed = o.zeroed[:0] // they may have been lost, though their write has yet to return
+		}
 	}
 	p.flushing.Clear(p.flushing.All())
 }
@@ -221,3 +224,15 @@ func (p *planner) unflushed(off, n int64) bool {
 
 // touch notes that a range of the target is about to be written.
 func (p *planner) touch(off, n int64) { p.fresh.Set(p.fresh.Outward(off, n)) }
+
+// write notes that o is about to write a range of the target.
+func (p *planner) write(o *op, off, end int64) {
+	p.touch(off, end-off)
+	if o.written.end == 0 {
+		o.written = span{off, end}
+	}
+	o.written = span{min(o.written.off, off), max(o.written.end, end)}
+}
+
+// wrote notes that what o wrote of the target has been written. A flush that began meanwhile may not have covered it.
+func (p *planner) wrote(o *op) { p.touch(o.written.off, o.written.end-o.written.off) }
