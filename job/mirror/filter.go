@@ -136,7 +136,7 @@ func (f *filter) zeroTarget(o *op, flags block.Flags) error {
 			return err
 		}
 	}
-	if len(o.parts) == 0 && flags&block.FUA != 0 {
+	if flags&block.FUA != 0 && !o.wroteAll() {
 		// What is skipped was zeroed earlier, but perhaps not for good.
 		m.mu.Lock()
 		unflushed := m.planner.unflushed(o.off, o.end-o.off)

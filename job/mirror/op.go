@@ -48,6 +48,9 @@ type op struct {
 
 func (o *op) overlaps(off, end int64) bool { return o.off < end && off < o.end }
 
+// wroteAll says whether no part of a write of zeroes was skipped.
+func (o *op) wroteAll() bool { return len(o.parts) == 1 && o.parts[0] == o.target }
+
 // addZeroed notes a range of zeroes, joined with the one before where they touch.
 func (o *op) addZeroed(off, end int64) {
 	if last := len(o.zeroed) - 1; last >= 0 && o.zeroed[last].end == off {
