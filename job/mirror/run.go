@@ -182,7 +182,7 @@ func (l *loop) holdBack(now time.Time, hurry bool) (wait time.Duration, dirty bo
 	m.mu.Unlock()
 	if !dirty {
 		l.gather, l.starved = time.Time{}, time.Time{}
-		return 0, false
+		return max(l.notYet.Sub(now), 0), false
 	}
 	if background && !hurry && m.job.IsReady() {
 		if l.gather.IsZero() {
