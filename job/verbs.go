@@ -86,7 +86,7 @@ func (j *Job) SoftCancel(force bool, after After) error {
 		switch {
 		case j.mu.paused && !force:
 			return nil, refused("The block job for device '%s' is currently paused", j.config.ID)
-		case force || j.mu.status != Ready:
+		case force || j.mu.status != Ready && j.mu.status != Standby:
 			return j.cancelEffect, nil
 		}
 		j.mu.completes = completeSoft
