@@ -105,25 +105,18 @@ func (b *bar) behind(decor.Statistics) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	job := &b.mu.sample.Job
-	text := fmt.Sprintf(" %s of %s", bytesize.Format(job.CurrentProgress), bytesize.Format(job.TotalProgress))
-	if job.Status == api.JobStatusRunning {
-		text += ", " + timeLeft(b.mu.figures)
-	}
-	return text
+	return fmt.Sprintf(" %s of %s", bytesize.Format(job.CurrentProgress), bytesize.Format(job.TotalProgress))
 }
 
 // below is the line below the bar.
 func (b *bar) below(w io.Writer, _ decor.Statistics) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var parts []string
-	if work := Work(b.mu.sample.Job.JobWork); work != "" {
-		parts = append(parts, work)
+	text := Work(b.mu.sample.Job.JobWork)
+	if rate := rateText(b.mu.sample, b.mu.figures); rate != "" {
+		text += ", " + rate
 	}
-	if moving(b.mu.sample.Job.Status) {
-		parts = append(parts, bytesize.Format(b.mu.figures.Rate)+"/s")
-	}
-	_, err := fmt.Fprintln(w, "  "+strings.Join(parts, ", "))
+	_, err := fmt.Fprintln(w, "  "+strings.TrimPrefix(text, ", "))
 	return err
 }
 

@@ -133,7 +133,7 @@ func (l *jsonLines) Progressed(s follow.Sample) {
 // JSON returns a sample with its figures as a job of query-jobs.
 func JSON(s follow.Sample, f Figures) *api.JobInfo {
 	job := s.Job
-	if moving(job.Status) {
+	if job.Status == api.JobStatusRunning && f.Rate >= 0 {
 		job.Rate = &f.Rate
 	}
 	if job.Status == api.JobStatusRunning && f.Left >= 0 {

@@ -15,7 +15,7 @@ const window = 5 * time.Second
 // Figures are what can be derived from samples.
 type Figures struct {
 	Percent int           // of what is known to be to do; 100 only when nothing is left
-	Rate    int64         // bytes of work per second
+	Rate    int64         // bytes of work per second; negative if unknown
 	Left    time.Duration // until nothing is left; negative if unknown
 }
 
@@ -43,7 +43,7 @@ func (m *Meter) Add(s follow.Sample) Figures {
 		m.points = m.points[1:]
 	}
 
-	f := Figures{Left: -1, Percent: 100}
+	f := Figures{Left: -1, Percent: 100, Rate: -1}
 	if j.CurrentProgress < j.TotalProgress {
 		f.Percent = int(min(99, float64(j.CurrentProgress)/float64(j.TotalProgress)*100))
 	}

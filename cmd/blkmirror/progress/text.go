@@ -36,17 +36,23 @@ func line(s follow.Sample, f Figures) string {
 	if work := Work(s.Job.JobWork); work != "" {
 		b.WriteString(", " + work)
 	}
-	if moving(s.Job.Status) {
-		fmt.Fprintf(&b, ", %s/s", bytesize.Format(f.Rate))
-		if s.Job.Status == api.JobStatusRunning {
-			b.WriteString(", " + timeLeft(f))
-		}
+	if rate := rateText(s, f); rate != "" {
+		b.WriteString(", " + rate)
 	}
 	return b.String()
 }
 
-// moving tells whether a job in this state gets on.
-func moving(s api.JobStatus) bool { return s == api.JobStatusRunning || s == api.JobStatusReady }
+// rateText is the rate and the time left of a job that copies. Once a mirror
+// is ready, its rate is only that of the guests.
+func rateText(s follow.Sample, f Figures) string {
+	if s.Job.Status != api.JobStatusRunning {
+		return ""
+	}
+	if f.Rate < 0 {
+		return timeLeft(f)
+	}
+	return bytesize.Format(f.Rate) + "/s, " + timeLeft(f)
+}
 
 func timeLeft(f Figures) string {
 	switch {
