@@ -79,16 +79,21 @@ func (j *Job) CompleteWanted() (wanted, soft bool) {
 	return j.mu.completes != completeNot, j.mu.completes == completeSoft
 }
 
-// EnterPending says that the work is done. With auto-finalize the body goes on at once; else FinalizeWanted tells when.
-func (j *Job) EnterPending() {
+// EnterPending says that the work is done. With auto-finalize the body goes on at once; else FinalizeWanted tells when. It
+// is refused if the operator wants the job paused by now: the body goes to its Checkpoint then.
+func (j *Job) EnterPending() (ok bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.mu.paused {
+		return false
+	}
 	j.mu.busy = false
 	j.moveLocked(Waiting)
 	j.moveLocked(Pending)
 	if !j.config.AutoFinalize && j.config.BlockJob {
 		j.registry.events.BecamePending(j.infoLocked())
 	}
+	return true
 }
 
 // AutoFinalize says whether the job ends without the operator's finalize.

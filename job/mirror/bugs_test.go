@@ -225,3 +225,40 @@ func TestHotChunkDoesNotStarveTheCopy(t *testing.T) {
 		})
 	}
 }
+
+// A pause that is accepted while the last flush runs holds the job before pending, not in it.
+func TestPauseDuringLastFlush(t *testing.T) {
+	for _, auto := range []bool{false, true} {
+		in(t, func(t *testing.T) {
+			r := plain(t, 1*mib)
+			m := r.start(Options{Mode: WriteBlocking, AutoFinalize: auto})
+			r.ready(m)
+			must(t, r.guest.WriteAt(bg, pattern(5, 512), 0, 0))
+			hold, reached := make(chan struct{}), make(chan struct{}, 10)
+			r.target.hook = func(c blocktest.Call) error {
+				if c.Op == block.OpFlush {
+					reached <- struct{}{}
+					<-hold
+				}
+				return nil
+			}
+			must(t, m.job.SoftCancel(false, nil))
+			<-reached
+			must(t, m.job.Pause(nil))
+			close(hold)
+			time.Sleep(time.Second)
+			if s := m.job.Info().Status; s != job.Standby {
+				t.Fatalf("a paused job is %s: %s", s, r.events.of("m"))
+			}
+			must(t, m.job.Resume(nil))
+			time.Sleep(time.Second)
+			if !auto {
+				must(t, m.job.Finalize(nil))
+			}
+			r.over(m)
+			if m.job.Err() != nil || r.guest.Node() != r.sn {
+				t.Errorf("a soft cancel ended with %v, the guest on '%s'", m.job.Err(), r.guest.Node().Name())
+			}
+		})
+	}
+}

@@ -10,7 +10,7 @@ import (
 	"github.com/blkmirror/blkmirror/block"
 )
 
-// errAgain ends a try to complete that has to be made again: the failure is noted and dealt with in the loop.
+// errAgain ends a try to complete that has to be made again: a failure is noted, or a pause is wanted, and the loop deals with it.
 var errAgain = errors.New("completion is tried again")
 
 // advance goes to the next phase when this one is done: ready, pending, over. again says that the loop should look around
@@ -54,8 +54,7 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 		if ok, err := l.flush(ctx); err != nil || !ok {
 			return true, err
 		}
-		l.pending = true
-		m.job.EnterPending()
+		l.pending = m.job.EnterPending()
 		return true, nil
 	}
 	return false, nil
@@ -74,18 +73,17 @@ func (l *loop) flush(ctx context.Context) (ok bool, err error) {
 // target, or the source back after a soft cancel.
 func (l *loop) complete(ctx context.Context) error {
 	m := l.m
-	_, soft := m.job.CompleteWanted()
-	successor := m.opts.Target
-	if soft {
-		successor = m.opts.Source
-	}
 	return l.drained(ctx, func(tx *block.Tx) error {
 		if err := l.copyRest(ctx); err != nil {
 			return err
 		}
 		l.refresh()
-		if !l.pending {
-			m.job.EnterPending()
+		if !l.pending && !m.job.EnterPending() {
+			return errAgain
+		}
+		successor := m.opts.Target
+		if _, soft := m.job.CompleteWanted(); soft { // no verb changes that any more
+			successor = m.opts.Source
 		}
 		if err := m.job.Commit(); err != nil {
 			return err
