@@ -121,6 +121,18 @@ type AllocationReporter interface {
 	AllocatedBytes() (int64, error)
 }
 
+// SpaceReporter is a driver that knows where its image takes space on the host, whether anything was written there or not.
+// What takes none reads as zero. It answers for the first length bytes of the n at off, at least one.
+type SpaceReporter interface {
+	Space(ctx context.Context, off, n int64) (length int64, taken bool, err error)
+}
+
+// LossForgiver is a driver whose Flush goes on failing after writes were lost. A user that alone writes to the node calls
+// ForgiveLoss when it will write everything anew that it wrote since the last flush that succeeded.
+type LossForgiver interface {
+	ForgiveLoss()
+}
+
 // BitmapInfo describes a dirty bitmap of a node.
 type BitmapInfo struct {
 	Name        string // "" for one that belongs to a job

@@ -67,3 +67,8 @@ func (e *Edge) BlockStatus(ctx context.Context, off, n int64) (Extent, error) {
 
 // Resize changes the length of the node below, for a driver whose own Resize was called.
 func (e *Edge) Resize(ctx context.Context, size int64) error { return e.Node().resize(ctx, size) }
+
+// Space asks the node below where its image takes space on the host.
+func (e *Edge) Space(ctx context.Context, off, n int64) (length int64, taken bool, err error) {
+	return e.Node().Space(ctx, off, n)
+}

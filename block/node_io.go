@@ -151,6 +151,30 @@ func (n *Node) BlockStatus(ctx context.Context, off, length int64) (Extent, erro
 	return extent, n.wrap(OpStatus, off, length, err)
 }
 
+// Space says how far the image takes space on the host from off on, or takes none; a node that cannot tell takes space
+// everywhere.
+func (n *Node) Space(ctx context.Context, off, length int64) (int64, bool, error) {
+	if err := n.check(OpStatus, off, length); err != nil {
+		return 0, false, err
+	}
+	s, ok := n.driver.(SpaceReporter)
+	if !ok {
+		return length, true, nil
+	}
+	size, taken, err := s.Space(ctx, off, length)
+	return size, taken, n.wrap(OpStatus, off, length, err)
+}
+
+// ForgiveLoss has the node and those below it forget that writes were lost; see [LossForgiver].
+func (n *Node) ForgiveLoss() {
+	if f, ok := n.driver.(LossForgiver); ok {
+		f.ForgiveLoss()
+	}
+	for _, e := range n.children {
+		e.Node().ForgiveLoss()
+	}
+}
+
 // resize changes the length of the disk. The node is drained.
 func (n *Node) resize(ctx context.Context, size int64) error {
 	if n.resizer == nil {

@@ -227,6 +227,7 @@ func (m *Mirror) flushTarget() (ok bool) {
 	m.planner.endFlush(err == nil)
 	if err != nil {
 		m.failLocked(failure{false, 0, 0, err})
+		m.opts.Target.ForgiveLoss() // nobody else writes to the target, and what was lost is dirty again
 	}
 	m.mu.Unlock()
 	if err != nil {

@@ -47,17 +47,15 @@ func (l *loop) prepare(ctx context.Context) error {
 	return l.scan(ctx)
 }
 
-// targetIsZero says whether the target reads as zero and may stay as it is where the source is zero. Where holes are to be
-// punched, only a target without any space of its own may.
+// targetIsZero says whether the target reads as zero and may stay as it is where the source is zero.
 func (l *loop) targetIsZero(ctx context.Context) (zero bool, err error) {
 	m := l.m
 	target := m.opts.Target
-	punch := m.detect == block.DetectZeroesUnmap && target.CanZeroUnmap()
-	if m.opts.TargetIsZero && !punch {
-		return true, nil
+	if m.detect == block.DetectZeroesUnmap && target.CanZeroUnmap() {
+		return false, nil // zeroes shall become holes, and those that are there already are found by zeroTarget
 	}
-	if punch && !unallocated(target) {
-		return false, nil
+	if m.opts.TargetIsZero {
+		return true, nil
 	}
 	err = m.inside(ctx, func() error {
 		zero, err = readsZero(ctx, target)
@@ -66,20 +64,18 @@ func (l *loop) targetIsZero(ctx context.Context) (zero bool, err error) {
 	return zero, err
 }
 
-// zeroTarget makes the whole target read as zero by unmapping it. Guests' writes leave it alone meanwhile: nothing is
-// scanned yet, so every chunk counts as dirty. It is no progress, and the speed does not hold it: unmapping is cheap.
+// zeroTarget makes the whole target read as zero by unmapping what takes space. Guests' writes leave it alone meanwhile: nothing
+// is scanned yet, so every chunk counts as dirty. It is no progress, and the speed does not hold it: unmapping is cheap.
 func (l *loop) zeroTarget(ctx context.Context) error {
 	m := l.m
 	for at := int64(0); at < m.planner.d.Size(); {
 		if err := l.lookAndWait(ctx); err != nil {
 			return err
 		}
-		n := min(m.planner.d.Size()-at, zeroPiece)
-		err := m.inside(ctx, func() error {
-			m.mu.Lock()
-			m.planner.touch(at, n)
-			m.mu.Unlock()
-			return m.filter.target.WriteZeroes(m.targetCtx, at, n, block.MayUnmap)
+		var n int64
+		err := m.inside(ctx, func() (err error) {
+			n, err = m.zeroNext(ctx, at)
+			return err
 		})
 		if err != nil {
 			m.targetFailed(at, n, err)
@@ -88,6 +84,23 @@ func (l *loop) zeroTarget(ctx context.Context) error {
 		at += n
 	}
 	return nil
+}
+
+// zeroNext makes a piece of the target at an offset read as zero, if it takes space, and returns its length.
+func (m *Mirror) zeroNext(ctx context.Context, at int64) (int64, error) {
+	rest := m.planner.d.Size() - at
+	n, taken, err := m.opts.Target.Space(ctx, at, rest)
+	if err != nil {
+		return rest, err
+	}
+	if !taken {
+		return n, nil
+	}
+	n = min(n, zeroPiece)
+	m.mu.Lock()
+	m.planner.touch(at, n)
+	m.mu.Unlock()
+	return n, m.filter.target.WriteZeroes(m.targetCtx, at, n, block.MayUnmap)
 }
 
 // lookAndWait is look, and the wait after a failure that is to be tried again.

@@ -96,9 +96,3 @@ func checkReadsZero(ctx context.Context, target *block.Node) error {
 	}
 	return nil
 }
-
-// unallocated says whether the image of the target takes no space at all, so that there is nothing that a hole could free.
-func unallocated(target *block.Node) bool {
-	bytes, known := target.AllocatedBytes()
-	return known && bytes == 0
-}

@@ -85,7 +85,7 @@ func (f *File) writeTail(p []byte, off int64) error {
 func (f *File) Flush(context.Context) error { return f.sync() }
 
 // sync makes everything durable. When the kernel failed to write pages of its cache it says so once and calls them clean
-// from then on, so a later success would be a lie: without O_DIRECT the failure stays.
+// from then on, so a later success would be a lie: without O_DIRECT the failure stays until ForgiveLoss.
 func (f *File) sync() error {
 	if failed := f.flushError.Load(); failed != nil {
 		return *failed
@@ -103,3 +103,6 @@ func (f *File) sync() error {
 		return err
 	}
 }
+
+// ForgiveLoss lets flushes succeed again after one failed: whoever calls it writes anew what may have been lost.
+func (f *File) ForgiveLoss() { f.flushError.Store(nil) }

@@ -62,7 +62,7 @@ type File struct {
 	size     atomic.Int64
 
 	// What the kernel turned out not to do for this image.
-	noPunch, noZeroRange, noAllocate, noSeek, noZeroOut, noDiscard atomic.Bool
+	noPunch, noZeroRange, noAllocate, noSeek, noMap, noZeroOut, noDiscard atomic.Bool
 
 	flushError atomic.Pointer[error] // of a flush that lost pages
 

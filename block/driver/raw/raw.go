@@ -93,6 +93,11 @@ func (r *Raw) BlockStatus(ctx context.Context, off, n int64) (block.Extent, erro
 	return r.file.BlockStatus(ctx, r.offset+off, n)
 }
 
+// Space asks the node below.
+func (r *Raw) Space(ctx context.Context, off, n int64) (length int64, taken bool, err error) {
+	return r.file.Space(ctx, r.offset+off, n)
+}
+
 // Resize changes the length of the node below. A window with a size of its own keeps it.
 func (r *Raw) Resize(ctx context.Context, size int64) error {
 	switch {
@@ -125,5 +130,6 @@ var (
 	_ block.Discarder      = (*Raw)(nil)
 	_ block.StatusReporter = (*Raw)(nil)
 	_ block.Resizer        = (*Raw)(nil)
+	_ block.SpaceReporter  = (*Raw)(nil)
 	_ block.Limiter        = (*Raw)(nil)
 )
