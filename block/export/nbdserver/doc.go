@@ -17,10 +17,10 @@
 // Goroutines of a session work in turn. Exactly one has the turn: it alone reads requests. It gives the turn away
 // before it carries out a request that will probably take long (because requests of that sort took longer than
 // [slowAfter] lately and others are waiting, or because the gate is closed), and carries the request out beside the
-// next one. Otherwise it keeps the turn but lends it: if it is not back within a tick or two of the server's watchman
-// (a millisecond each), the watchman gives the turn to another goroutine, which carries on reading. The same goes for
+// next one. Otherwise it keeps the turn but lends it: if it is not back within two rounds of the server's watchman (of
+// [patrolEvery] each), the watchman gives the turn to another goroutine, which carries on reading. The same goes for
 // writing replies to a client that does not read them. So a fast request costs no switch, a slow one costs one, and one
-// that surprised us holds up its successors for two milliseconds at most.
+// that surprised us holds up its successors for two rounds at most.
 //
 //	            reads, parses                    carries out, answers
 //	idle ─turn─► has the turn ──probably fast──► lent ──back in time──► has the turn
@@ -38,7 +38,8 @@
 // # Endings
 //
 // After NBD_CMD_DISC everything that was read is carried out and answered. When the client vanishes, requests parked at
-// a gate are given up; those that passed it are carried out. Bytes that make no sense end the connection, and
+// a gate are given up; those that passed it are carried out. (That is noticed by reading, so not before a client that has
+// as much under way as it may gets its first reply.) Bytes that make no sense end the connection, and
 // nothing else. Removing an export hard, or stopping the server, cancels and closes its connections and waits until
 // their last request has ended.
 //

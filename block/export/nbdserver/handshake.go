@@ -27,11 +27,11 @@ func (s *session) run(ctx context.Context, o Options) error {
 		_ = s.conn.SetDeadline(time.Now().Add(o.HandshakeTimeout))
 	}
 	h := handshake{session: s, manyConns: o.MaxConnections != 1}
-	go_, err := h.negotiate()
+	proceed, err := h.negotiate()
 	if s.export != nil {
 		defer s.export.leave(s)
 	}
-	if err != nil || !go_ {
+	if err != nil || !proceed {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.mu.err != nil { // why it was killed says more than that the connection is closed

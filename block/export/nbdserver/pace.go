@@ -15,8 +15,11 @@ const (
 	slowAfter = 50 * time.Microsecond
 	// paceLimit bounds what one outlier, such as a goroutine that lost its processor, can do to the mean.
 	paceLimit = 4 * slowAfter
-	// bigRequest divides the sorts: copying much data takes long for another reason than waiting for a disk.
+	// bigRequest divides the sorts.
 	bigRequest = 64 << 10
+	// copyBytes is how many bytes one copies in a microsecond. That time does not count: it is spent working, not waiting,
+	// and cold buffers on other processors make it longer.
+	copyBytes = 4 << 10
 )
 
 // sort is what requests have in common that take about as long.
@@ -36,9 +39,13 @@ func sortOf(r *nbd.Request) sort {
 // make them at once, which only makes it a little older.
 type pace [sorts]atomic.Int64
 
-func (p *pace) add(s sort, took time.Duration) {
-	mean := p[s].Load()
-	p[s].Store(mean + (int64(min(took, paceLimit))-mean)/8)
+func (p *pace) add(r *nbd.Request, took time.Duration) {
+	if r.Command == nbd.CmdRead || r.Command == nbd.CmdWrite {
+		took = max(0, took-time.Duration(r.Length/copyBytes)*time.Microsecond)
+	}
+	mean := &p[sortOf(r)]
+	old := mean.Load()
+	mean.Store(old + (int64(min(took, paceLimit))-old)/8)
 }
 
 func (p *pace) slow(s sort) bool { return p[s].Load() > int64(slowAfter) }

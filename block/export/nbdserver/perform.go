@@ -91,7 +91,7 @@ func (s *session) perform(ctx context.Context, gate *block.Gate, t *task) (more 
 	began := time.Now()
 	err := s.do(ctx, t)
 	gate.Leave()
-	s.pace.add(sortOf(&t.Request), time.Since(began))
+	s.pace.add(&t.Request, time.Since(began))
 	return s.answer(t, nbd.ErrnoOf(err))
 }
 
@@ -151,6 +151,9 @@ func (s *session) status(ctx context.Context, t *task, disk *block.Edge) error {
 			return err
 		}
 		n := min(extent.Len, rest)
+		if n <= 0 {
+			return fail(block.KindIO, "no block status at offset %d of node '%s'", off, disk.Node().Name())
+		}
 		if state := stateOf(extent.Status); last.Length > 0 && state != last.Flags {
 			b = last.Append(b)
 			most--
@@ -163,7 +166,7 @@ func (s *session) status(ctx context.Context, t *task, disk *block.Edge) error {
 		}
 		last.Length += uint32(n)
 		off, rest = off+n, rest-n
-		if rest <= 0 || n <= 0 {
+		if rest == 0 {
 			break
 		}
 	}

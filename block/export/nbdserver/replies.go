@@ -13,7 +13,7 @@ const (
 	// batchRequests and batchBytes end a batch of replies though more requests are at hand, so that the client has
 	// something to do meanwhile.
 	batchRequests = maxRequests / 2
-	batchBytes    = 128 << 10
+	batchBytes    = 1 << 20
 
 	// maxHead is the most bytes of a reply that are not in a buffer.
 	maxHead = nbd.DataChunkSize
