@@ -28,7 +28,12 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // the second signal ends the process at once
-	if err := run(ctx, s, os.Stdout); err != nil {
+	err = run(ctx, s, os.Stdout)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		fmt.Fprintln(os.Stderr, "blkmirror-demo: interrupted")
+		os.Exit(130)
+	case err != nil:
 		fmt.Fprintf(os.Stderr, "blkmirror-demo: FAILED (seed %d): %v\n", s.seed, err)
 		os.Exit(1)
 	}

@@ -32,15 +32,16 @@ turn while another one, such as watch or events, is connected.
 type cli struct {
 	stdout, stderr io.Writer
 
-	socket  string
-	json    bool
-	timeout time.Duration
+	socket   string
+	json     bool
+	timeout  time.Duration
+	patience time.Duration
 }
 
 // run carries out a command line, and returns the exit status. The end of ctx
 // is an interruption by the user.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer, getenv func(string) string) int {
-	c := &cli{stdout: stdout, stderr: stderr}
+	c := &cli{stdout: stdout, stderr: stderr, patience: defaultPatience}
 	root := c.root(getenv(envSocket))
 	root.SetArgs(args)
 	root.SetOut(stdout)

@@ -15,9 +15,9 @@ import (
 	"github.com/blkmirror/blkmirror/qmp/client"
 )
 
-// patience is how long the daemon may take to greet us before the user is
-// told why.
-const patience = 2 * time.Second
+// defaultPatience is how long the daemon may take to greet us before the user
+// is told why.
+const defaultPatience = 2 * time.Second
 
 // eventBuffer is how many events wait for us. It is plenty: a job that has
 // thousands of failed requests in a moment must not hide its own end.
@@ -63,7 +63,7 @@ func (c *cli) connect(ctx context.Context) (*session, error) {
 		qmpClient, err := client.New(ctx, conn, client.Options{EventBuffer: eventBuffer})
 		result <- greeted{qmpClient, err}
 	}()
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(c.patience)
 	defer timer.Stop()
 	for {
 		select {

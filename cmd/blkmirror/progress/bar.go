@@ -18,9 +18,10 @@ import (
 	"github.com/blkmirror/blkmirror/qmp/api"
 )
 
-// Widths in columns of a terminal.
+// Sizes on a terminal.
 const (
 	barColumns    = 30
+	barRows       = 2 // the bar, and what stands below it
 	statusColumns = 9
 )
 
@@ -108,15 +109,17 @@ func (b *bar) behind(decor.Statistics) string {
 	return fmt.Sprintf(" %s of %s", bytesize.Format(job.CurrentProgress), bytesize.Format(job.TotalProgress))
 }
 
-// below is the line below the bar.
-func (b *bar) below(w io.Writer, _ decor.Statistics) error {
+// below is the line below the bar. It may not wrap, else the next one would
+// be drawn in the wrong place.
+func (b *bar) below(w io.Writer, stat decor.Statistics) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	text := Work(b.mu.sample.Job.JobWork)
 	if rate := rateText(b.mu.sample, b.mu.figures); rate != "" {
 		text += ", " + rate
 	}
-	_, err := fmt.Fprintln(w, "  "+strings.TrimPrefix(text, ", "))
+	text = "  " + strings.TrimPrefix(text, ", ")
+	_, err := fmt.Fprintln(w, text[:min(len(text), max(stat.AvailableWidth, 0))])
 	return err
 }
 

@@ -27,11 +27,14 @@ type Display interface {
 	Close() error
 }
 
-// New returns the display that suits w: a bar if it is a terminal, otherwise
-// lines.
+// New returns the display that suits w: a bar if it is a terminal with room
+// for one, otherwise lines.
 func New(w io.Writer) Display {
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		return NewBar(w, 0)
+		columns, rows, err := term.GetSize(int(f.Fd()))
+		if err == nil && columns >= 2*barColumns && rows > barRows {
+			return NewBar(w, 0)
+		}
 	}
 	return NewLines(w)
 }
