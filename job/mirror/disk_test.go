@@ -22,7 +22,10 @@ type disk struct {
 	slow  time.Duration // most time that a request takes before and after it is carried out, 0 for none
 	cut   int64         // requests are carried out in pieces of at most that many bytes, 0 for in one
 	lossy bool          // a failed flush loses what it had to make durable
-	base  []byte        // not nil: what a backing file has where this disk is not allocated
+	keep  func() bool   // if set, says that nothing is to be lost now
+
+	permissions func() // if set, is told of changes of the permissions
+	base        []byte // not nil: what a backing file has where this disk is not allocated
 
 	// hook, if set, is called before each request, and afterZero after a write of zeroes was carried out, without locks.
 	hook      func(c blocktest.Call) error
@@ -147,6 +150,9 @@ func (d *disk) Limits() block.Limits { return d.mem.Limits() }
 func (d *disk) CanZeroUnmap() bool   { return d.mem.CanZeroUnmap() }
 func (d *disk) Close() error         { return d.mem.Close() }
 func (d *disk) SetPermissions(need, share block.Perm) error {
+	if d.permissions != nil {
+		d.permissions()
+	}
 	return d.mem.SetPermissions(need, share)
 }
 
@@ -157,7 +163,7 @@ func (d *disk) ownLocked(ctx context.Context, off, n int64) {
 	if d.base == nil {
 		return
 	}
-	for s := off / 512; s*512 < off+n; s++ {
+	for s := off / 512; s*512 < min(off+n, d.mem.Size()); s++ {
 		if !d.mu.own[s] {
 			d.mu.own[s] = true
 			_ = d.mem.WriteAt(ctx, d.base[s*512:s*512+512], s*512, 0)
@@ -250,7 +256,7 @@ func (d *disk) Flush(ctx context.Context) error {
 	d.mu.writes++
 	d.mu.Unlock()
 	if err, _ := d.meet(block.OpFlush); err != nil {
-		if d.lossy {
+		if d.lossy && (d.keep == nil || !d.keep()) {
 			d.lose()
 		}
 		return err
@@ -260,6 +266,14 @@ func (d *disk) Flush(ctx context.Context) error {
 	d.mu.Unlock()
 	d.wait(2)
 	return err
+}
+
+// durable is what would be there after a loss of power, as users of the disk see it.
+func (d *disk) durable() []byte {
+	if d.base != nil {
+		return d.Bytes() // nobody asks
+	}
+	return d.mem.DurableBytes()
 }
 
 // lose forgets some of what was written and not flushed.

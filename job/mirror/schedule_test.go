@@ -1,0 +1,764 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package mirror
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/blocktest"
+	"github.com/blkmirror/blkmirror/job"
+)
+
+var (
+	seedFlag      = flag.Uint64("seed", 0, "first seed of the schedules; 0 for one that nobody chose")
+	schedulesFlag = flag.Int("schedules", 250, "how many schedules to run")
+)
+
+// TestSchedules runs mirrors beside guests, operators, faults and other users of the graph, all at random and in virtual
+// time, and judges what guests read, what the target holds and what became of the jobs. A seed that failed is run again
+// with -seed N -schedules 1.
+func TestSchedules(t *testing.T) {
+	first := *seedFlag
+	if first == 0 {
+		first = uint64(time.Now().UnixNano()) & 0xffffffff
+	}
+	t.Logf("seeds from %d", first)
+	var total tally
+	for i := range *schedulesFlag {
+		seed := first + uint64(i)
+		ok := t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+			in(t, func(t *testing.T) { newSchedule(t, seed, &total).run() })
+		})
+		if !ok {
+			t.Fatalf("seed %d failed; run it again with -seed %d -schedules 1", seed, seed)
+		}
+	}
+	t.Logf("%d schedules: %v", *schedulesFlag, &total)
+}
+
+// tally counts, so that one can see that the schedules reach what they are to test.
+type tally struct {
+	jobs, completed, soft, cancelled, failed, ready, audits, synced, requests, faults, quiet, durable atomic.Int64
+}
+
+func (c *tally) String() string {
+	return fmt.Sprintf("%d jobs (%d ready, %d completed, %d left softly, %d cancelled, %d failed), %d requests, %d failed requests of jobs, "+
+		"%d audits (%d in sync), %d quiet, %d durable", c.jobs.Load(), c.ready.Load(), c.completed.Load(), c.soft.Load(), c.cancelled.Load(),
+		c.failed.Load(), c.requests.Load(), c.faults.Load(), c.audits.Load(), c.synced.Load(), c.quiet.Load(), c.durable.Load())
+}
+
+// schedule is one run.
+type schedule struct {
+	*rig
+	t     *testing.T
+	seed  uint64
+	total *tally
+	size  int64
+	h     *history
+	names int
+	audit *rand.Rand
+
+	guests sync.WaitGroup
+	stop   atomic.Bool // guests end
+	faulty bool        // faults are injected
+	lossy  bool
+	loses  atomic.Pointer[disk] // loses what could not be flushed
+
+	// The pivot, as seen when permissions change inside the last drained section.
+	mu       sync.Mutex
+	mirrored bool // the guest stands on a mirror
+	pivots   int
+	partial  bool // the mirror does not copy everything
+	wrong    error
+	left     *disk // what guests use no more
+	leftAt   int   // its changes then
+	scope    func(at int64) bool
+}
+
+func (s *schedule) rand(purpose uint64) *rand.Rand { return rand.New(rand.NewPCG(s.seed, purpose)) }
+
+func one[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
+
+func chance(r *rand.Rand, percent int) bool { return r.IntN(100) < percent }
+
+func newSchedule(t *testing.T, seed uint64, total *tally) *schedule {
+	s := &schedule{t: t, seed: seed, total: total}
+	r := s.rand(1)
+	s.audit = s.rand(2)
+	s.size = (64<<10 + r.Int64N(448<<10)) &^ 511
+	if chance(r, 8) {
+		s.size = (512<<10 + r.Int64N(7<<20)) &^ 511
+	}
+	s.faulty = chance(r, 50)
+	s.lossy = chance(r, 50)
+	slow := one(r, 0, time.Millisecond, 5*time.Millisecond, 30*time.Millisecond)
+	diskOf := func(n uint64, content []byte) *disk {
+		o := blocktest.MemOptions{Size: s.size, OnDiscard: one(r, blocktest.DiscardZeroes, blocktest.DiscardKeeps, blocktest.DiscardGarbage),
+			NoZeroUnmap: chance(r, 25), NoZeroes: chance(r, 15), SlowZeroes: chance(r, 15), NoDiscard: chance(r, 15),
+			NoStatus: chance(r, 10), StatusMost: one[int64](r, 0, 0, 0, 512, 4096, 70000)}
+		o.Limits.RequestAlign = one[int64](r, 1, 1, 512, 4096)
+		d := newDisk(seed*8+n, content, o)
+		d.slow, d.cut = slow, one[int64](r, 0, 4096, 65536)
+		if chance(r, 30) {
+			d.slow = 0
+		}
+		return d
+	}
+	initial := content(r, s.size)
+	source := diskOf(1, initial)
+	if chance(r, 25) {
+		source.mem = blocktest.NewMem(blocktest.MemOptions{Size: s.size})
+		source.base = initial
+		source.mu.own = s.someSectors(r)
+		for i, own := range source.mu.own {
+			if own {
+				_ = source.mem.WriteAt(bg, initial[i*512:i*512+512], int64(i)*512, 0)
+			}
+		}
+		_ = source.mem.Flush(bg)
+	}
+	var old []byte
+	if chance(r, 40) {
+		old = content(r, s.size)
+	}
+	target := diskOf(2, old)
+	options := func() block.Options {
+		return block.Options{Discard: chance(r, 70),
+			DetectZeroes: one(r, block.DetectZeroesOff, block.DetectZeroesOff, block.DetectZeroesOn, block.DetectZeroesUnmap)}
+	}
+	s.h = &history{initial: initial, scope: make([]bool, s.size)}
+	s.rig = newRig(t, source, target, options(), options())
+	for _, d := range []*disk{source, target} {
+		d.permissions = s.permissionsChanged
+		d.keep = func() bool { return !s.lossy || s.loses.Load() != d || s.guest.Node().Driver() == block.Driver(d) }
+		d.lossy = true
+	}
+	return s
+}
+
+func (s *schedule) someSectors(r *rand.Rand) []bool {
+	own := make([]bool, s.size/512)
+	for i := 0; i < len(own); {
+		run, is := 1+r.IntN(100), chance(r, 50)
+		for ; run > 0 && i < len(own); i, run = i+1, run-1 {
+			own[i] = is
+		}
+	}
+	return own
+}
+
+// content is data with runs of zeroes between.
+func content(r *rand.Rand, size int64) []byte {
+	b := make([]byte, size)
+	for at := int64(0); at < size; {
+		n := min(size-at, 1+r.Int64N(one[int64](r, 700, 8<<10, 128<<10)))
+		if chance(r, 50) {
+			fill(b[at:at+n], 1<<40+r.Uint64N(1<<30)*8, at)
+		}
+		at += n
+	}
+	return b
+}
+
+// problem ends the schedule.
+func (s *schedule) problem(format string, args ...any) {
+	s.t.Errorf("seed %d: "+format, append([]any{s.seed}, args...)...)
+}
+
+// ---- Guests
+
+// startGuest runs a guest for some requests.
+func (s *schedule) startGuest(n int, r *rand.Rand, b *block.Backend, detach bool) {
+	s.guests.Add(1)
+	go func() {
+		defer s.guests.Done()
+		think := one(r, 0, time.Millisecond, 10*time.Millisecond, 50*time.Millisecond)
+		for i := 0; i < n && !s.stop.Load() && !s.t.Failed(); i++ {
+			s.request(r, b)
+			time.Sleep(time.Duration(r.Int64N(int64(think) + 1000)))
+		}
+		if detach {
+			must(s.t, s.graph.Change(bg, func(tx *block.Tx) error {
+				tx.Detach(b)
+				return nil
+			}))
+		}
+	}()
+}
+
+// where picks a range of any alignment.
+func (s *schedule) where(r *rand.Rand) (off, n int64) {
+	most := min(s.size, one[int64](r, 1, 512, 4096, 4096, 70000, 300000, 3<<20))
+	n = 1 + r.Int64N(most)
+	off = r.Int64N(s.size - n + 1)
+	if chance(r, 25) { // a hot spot
+		off = min(off%20000, s.size-n)
+	}
+	if grain := one[int64](r, 1, 1, 512, 4096, 65536); grain > 1 {
+		off &^= grain - 1
+		n = min((n+grain-1)&^(grain-1), s.size-off)
+	}
+	return off, n
+}
+
+func (s *schedule) request(r *rand.Rand, b *block.Backend) {
+	s.total.requests.Add(1)
+	off, n := s.where(r)
+	var flags block.Flags
+	if chance(r, 15) {
+		flags |= block.FUA
+	}
+	switch c := r.IntN(100); {
+	case c < 20:
+		p := make([]byte, n)
+		began, resets := s.h.time()
+		if b.ReadAt(bg, p, off) == nil {
+			if err := s.h.check(p, off, began, resets); err != nil {
+				s.problem("a guest's read of %d+%d: %v", off, n, err)
+			}
+		}
+	case c < 60:
+		w := s.h.begin(data, off, n)
+		p := make([]byte, n)
+		fill(p, w.id, off)
+		s.h.end(w, b.WriteAt(bg, p, off, flags))
+	case c < 80:
+		if chance(r, 50) {
+			flags |= block.MayUnmap
+		}
+		w := s.h.begin(zero, off, n)
+		s.h.end(w, b.WriteZeroes(bg, off, n, flags))
+	case c < 90:
+		w := s.h.begin(trim, off, n)
+		s.h.end(w, b.Discard(bg, off, n))
+	default:
+		_ = b.Flush(bg)
+	}
+}
+
+// ---- The run
+
+func (s *schedule) run() {
+	r := s.rand(3)
+	n := r.IntN(4)
+	for i := range n {
+		b := s.guest
+		if i > 0 {
+			b = s.attach(fmt.Sprintf("guest%d", i))
+		}
+		s.startGuest(10+r.IntN(60), s.rand(100+uint64(i)), b, i > 0 && chance(r, 50))
+	}
+	for i := range 1 + r.IntN(3) {
+		if s.t.Failed() {
+			break
+		}
+		s.mirror(r, i, n == 0)
+	}
+	s.stop.Store(true)
+	s.guests.Wait()
+	s.source.heal()
+	s.target.heal()
+	p := make([]byte, s.size)
+	began, resets := s.h.time()
+	must(s.t, s.guest.ReadAt(bg, p, 0))
+	if err := s.h.check(p, 0, began, resets); err != nil {
+		s.problem("the disk at the end: %v", err)
+	}
+	s.checkLeft()
+}
+
+func (s *schedule) attach(name string) *block.Backend {
+	var b *block.Backend
+	must(s.t, s.graph.Change(bg, func(tx *block.Tx) (err error) {
+		b, err = tx.Attach(s.guest.Node(), name, block.PermConsistentRead|block.PermWrite, block.PermAll)
+		return err
+	}))
+	return b
+}
+
+// checkLeft says whether a disk that guests left for the target was changed since.
+func (s *schedule) checkLeft() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.left != nil && s.left.changes() != s.leftAt {
+		s.problem("the old source was written after the pivot")
+	}
+	s.left = nil
+}
+
+// mirror runs one mirror from the disk that guests use to the other one.
+func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
+	s.checkLeft()
+	s.total.jobs.Add(1)
+	if s.guest.Node() == s.tn {
+		s.sn, s.tn, s.source, s.target = s.tn, s.sn, s.target, s.source
+	}
+	o := Options{JobID: fmt.Sprintf("m%d", number), Source: s.sn, Target: s.tn,
+		Sync: one(r, SyncFull, SyncFull, SyncFull, SyncTop, SyncNone), Mode: one(r, Background, WriteBlocking),
+		Granularity: one[int64](r, 0, 512, 1024, 4096, 4096, 65536, 65536, 1<<20, 64<<20), BufSize: one[int64](r, 0, 0, 1, 65536, 1<<20),
+		OnSourceError: one(r, job.PolicyReport, job.PolicyIgnore, job.PolicyStop, job.PolicyENOSPC),
+		OnTargetError: one(r, job.PolicyReport, job.PolicyIgnore, job.PolicyStop, job.PolicyENOSPC),
+		AutoFinalize:  chance(r, 70), AutoDismiss: chance(r, 70)}
+	if chance(r, 25) {
+		o.Speed = 1 + r.Int64N(s.size*4)
+	}
+	if chance(r, 10) {
+		o.FilterName = "top"
+	}
+	s.target.heal()
+	s.loses.Store(s.target)
+	o.TargetIsZero = chance(r, 50) && block.IsZero(s.target.Bytes())
+	s.setScope(&o)
+	s.mu.Lock()
+	s.partial = o.Sync != SyncFull
+	s.mu.Unlock()
+	m, err := Start(bg, s.graph, s.jobs, o, nil)
+	if err != nil {
+		s.problem("starting %+v: %v", o, err)
+		return
+	}
+	s.h.mu.Lock()
+	s.h.from = s.h.now()
+	s.h.mu.Unlock()
+	a := &actors{schedule: s, m: m, o: o, done: make(chan struct{})}
+	a.start(r, alone)
+	a.finish(r)
+	close(a.done)
+	a.wait.Wait()
+	a.judge()
+}
+
+// setScope says which bytes the target must have at the end.
+func (s *schedule) setScope(o *Options) {
+	g := o.Granularity
+	if g == 0 {
+		g = defaultGranularity(s.tn)
+	}
+	g = min(g, maxChunk)
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	clear(s.h.scope)
+	s.h.from = math.MaxInt64
+	s.source.mu.Lock()
+	defer s.source.mu.Unlock()
+	switch {
+	case o.Sync == SyncNone:
+	case o.Sync == SyncTop && s.source.base != nil:
+		for i, own := range s.source.mu.own {
+			if own {
+				first := int64(i) * 512 / g * g
+				for at := first; at < min(first+g, s.size); at++ {
+					s.h.scope[at] = true
+				}
+			}
+		}
+	default:
+		for i := range s.h.scope {
+			s.h.scope[i] = true
+		}
+	}
+}
+
+// differs finds a byte in scope that the target does not have as the source does. The history is locked.
+func (s *schedule) differs(a, b []byte) int64 {
+	for at := 0; at < len(a); at += 512 {
+		if string(a[at:at+512]) != string(b[at:at+512]) {
+			for i := at; i < at+512; i++ {
+				if a[i] != b[i] && s.h.scope[i] {
+					return int64(i)
+				}
+			}
+		}
+	}
+	return -1
+}
+
+// permissionsChanged is called inside changes of the graph. The change that takes the guest off a mirror is where the target
+// has to be right.
+func (s *schedule) permissionsChanged() {
+	if s.guest == nil {
+		return
+	}
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.guest.Node().DriverName() == "mirror_top"
+	if s.mirrored && !now {
+		s.pivots++
+		s.wrong = nil
+		a, b := s.source.Bytes(), s.target.Bytes()
+		if at := s.differs(a, b); at >= 0 {
+			s.wrong = fmt.Errorf("target differs from source at byte %d", at)
+		} else if at := s.differs(b, s.target.durable()); at >= 0 {
+			s.wrong = fmt.Errorf("target is not durable at byte %d", at)
+		}
+		if s.guest.Node() == s.tn {
+			s.left, s.leftAt = s.source, s.source.changes()
+			if s.partial {
+				s.h.reset(b)
+			}
+		}
+	}
+	s.mirrored = now
+}
+
+// ---- Those who act beside a mirror
+
+type actors struct {
+	*schedule
+	m    *Mirror
+	o    Options
+	done chan struct{}
+	wait sync.WaitGroup
+	calm atomic.Bool // nobody acts
+
+	asked struct {
+		sync.Mutex
+		full, soft, force bool
+	}
+}
+
+// during runs f again and again until the job is over.
+func (a *actors) during(r *rand.Rand, most time.Duration, f func()) {
+	a.wait.Go(func() {
+		for !a.schedule.t.Failed() {
+			select {
+			case <-a.done:
+				return
+			case <-time.After(time.Duration(r.Int64N(int64(most)))):
+				if !a.calm.Load() {
+					f()
+				}
+			}
+		}
+	})
+}
+
+func (a *actors) start(r *rand.Rand, alone bool) {
+	s := a.schedule
+	seed := r.Uint64()
+	rnd := func(n uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, n)) }
+	auditor := &auditor{actors: a}
+	a.during(rnd(1), one[time.Duration](r, 3, 20, 100)*time.Millisecond, auditor.look)
+	if chance(r, 60) {
+		verbs := rnd(2)
+		a.during(verbs, one[time.Duration](r, 10, 100, 400)*time.Millisecond, func() { a.verb(verbs) })
+	}
+	if s.faulty {
+		faults := rnd(3)
+		n := 1 + r.IntN(6)
+		a.during(faults, one[time.Duration](r, 10, 100)*time.Millisecond, func() {
+			if n--; n >= 0 {
+				a.fault(faults)
+			}
+		})
+	}
+	if chance(r, 30) {
+		drains := rnd(4)
+		a.during(drains, 200*time.Millisecond, func() {
+			_ = s.graph.Change(bg, func(tx *block.Tx) error {
+				err := tx.Drain(bg, nil, one(drains, s.guest.Node(), s.sn, s.tn))
+				time.Sleep(time.Duration(drains.Int64N(int64(30 * time.Millisecond))))
+				if chance(drains, 20) {
+					return errors.New("changed my mind")
+				}
+				return err
+			})
+		})
+	}
+	if chance(r, 30) && !alone {
+		late := rnd(5)
+		n := 0
+		a.during(late, 100*time.Millisecond, func() {
+			if n++; n < 4 && !s.stop.Load() {
+				s.startGuest(1+late.IntN(10), rnd(100+uint64(n)), s.attach(fmt.Sprintf("late%d", late.Uint32())), true)
+			}
+		})
+	}
+}
+
+func (a *actors) verb(r *rand.Rand) {
+	j := a.m.job
+	var after job.After
+	if chance(r, 30) {
+		delay := time.Duration(r.Int64N(int64(10 * time.Millisecond)))
+		after = func(f func()) {
+			a.wait.Go(func() {
+				time.Sleep(delay)
+				f()
+			})
+		}
+	}
+	a.asked.Lock()
+	defer a.asked.Unlock()
+	switch r.IntN(22) {
+	case 0, 1, 2:
+		_ = j.Pause(after)
+	case 3, 4, 5, 6:
+		_ = j.Resume(after)
+	case 7, 8:
+		_ = j.SetSpeed(one(r, 0, 1+r.Int64N(a.size*10)))
+	case 9, 10, 11, 12:
+		if j.AllowChange() == nil {
+			a.m.setMode(one(r, Background, WriteBlocking))
+			j.Poke()
+		}
+	case 13, 14:
+		a.asked.full = j.Complete(after) == nil || a.asked.full
+	case 15:
+		a.softCancel(after)
+	case 16:
+		if chance(r, 30) {
+			a.asked.force = j.Cancel(after) == nil || a.asked.force
+		}
+	case 17, 18:
+		_ = j.Finalize(after)
+	case 19:
+		if chance(r, 10) {
+			a.asked.force = j.SoftCancel(true, after) == nil || a.asked.force
+		}
+	case 20, 21:
+		_ = j.Dismiss()
+	}
+}
+
+// softCancel also notes when it was a forced one, because the job was not ready. asked is locked.
+func (a *actors) softCancel(after job.After) {
+	before := a.m.job.Info().Status
+	if a.m.job.SoftCancel(false, after) == nil {
+		a.asked.soft = true
+		if before != job.Ready && before != job.Standby || after != nil || a.m.job.Info().Status == job.Pending {
+			a.asked.force = true
+		}
+	}
+}
+
+func (a *actors) fault(r *rand.Rand) {
+	f := fault{errno: one(r, syscall.EIO, syscall.EIO, syscall.ENOSPC), after: r.IntN(6), times: one(r, 1, 1, 2, 20), late: chance(r, 30)}
+	d := a.source
+	if chance(r, 65) {
+		d = a.target
+		f.op = one(r, block.OpWrite, block.OpWrite, block.OpZero, block.OpFlush)
+	} else {
+		f.op = one(r, block.OpWrite, block.OpZero, block.OpRead, block.OpRead, block.OpFlush)
+	}
+	d.addFault(f)
+}
+
+// finish lets things go on for a while, and then brings the job to its end. A job that does not come to it is stuck.
+func (a *actors) finish(r *rand.Rand) {
+	j := a.m.job
+	select {
+	case <-j.Done():
+	case <-time.After(time.Duration(r.Int64N(int64(time.Second)))):
+	}
+	quiet := chance(r, 30)
+	ending := r.IntN(10)
+	for turn := 0; ; turn++ {
+		select {
+		case <-j.Done():
+			a.asked.Lock()
+			_ = j.Dismiss()
+			a.asked.Unlock()
+			return
+		case <-time.After(time.Duration(1 + r.Int64N(int64(100*time.Millisecond)))):
+		}
+		if a.schedule.t.Failed() && turn < 10000 {
+			turn = 10000
+		}
+		a.source.heal()
+		a.target.heal()
+		_ = j.SetSpeed(0)
+		if turn > 10000 {
+			_ = j.Cancel(nil)
+			_ = j.Resume(nil)
+			<-j.Done()
+			return
+		}
+		if turn == 10000 {
+			i := j.Info()
+			a.problem("stuck: %+v %+v %s", i, a.m.State(), a.events.of(j.ID()))
+			continue
+		}
+		if turn > 100 { // the operator who acts at random is in the way
+			_ = j.Resume(nil)
+		}
+		switch s := j.Info().Status; {
+		case s == job.Paused:
+			_ = j.Resume(nil)
+		case s == job.Standby:
+			_ = j.Resume(nil)
+		case s == job.Pending:
+			_ = j.Finalize(nil)
+		case s == job.Ready && quiet:
+			quiet = !a.isQuiet(r)
+		case s == job.Ready || s == job.Running && ending == 9:
+			a.asked.Lock()
+			switch {
+			case ending < 6:
+				a.asked.full = j.Complete(nil) == nil || a.asked.full
+			case ending < 8:
+				a.softCancel(nil)
+			default:
+				a.asked.force = j.Cancel(nil) == nil || a.asked.force
+			}
+			a.asked.Unlock()
+		}
+	}
+}
+
+// isQuiet looks at a ready job that nobody disturbs: it must come to rest. It says whether it could look.
+func (a *actors) isQuiet(r *rand.Rand) bool {
+	a.stop.Store(true)
+	a.guests.Wait()
+	a.calm.Store(true)
+	defer a.calm.Store(false)
+	time.Sleep(time.Second)
+	a.source.heal()
+	a.target.heal()
+	j := a.m.job
+	time.Sleep(15 * time.Second)
+	a.asked.Lock()
+	defer a.asked.Unlock()
+	if a.asked.full || a.asked.soft || a.asked.force || a.m.job.Info().Status != job.Ready {
+		return false
+	}
+	a.total.quiet.Add(1)
+	i, s := j.Info(), a.m.State()
+	if s.Dirty != 0 || i.Current != i.Total || s.Synced != (s.Mode == WriteBlocking) {
+		a.problem("at rest: %+v %+v", i, s)
+	}
+	if at := differAt(a.source.Bytes(), a.target.Bytes()); at >= 0 && a.o.Sync == SyncFull {
+		a.problem("at rest: target differs at %d", at)
+	}
+	return true
+}
+
+// judge looks at a job that is over.
+func (a *actors) judge() {
+	synctest.Wait()
+	history := a.events.of(a.m.job.ID())
+	if bad := illegal(history); bad != "" || !strings.HasSuffix(history, "concluded null") {
+		a.problem("the life of the job: %s: %s", history, bad)
+	}
+	if strings.Contains(history, "READY") {
+		a.total.ready.Add(1)
+	}
+	err := a.m.job.Err()
+	a.mu.Lock()
+	wrong, mirrored := a.wrong, a.mirrored
+	a.mu.Unlock()
+	switch {
+	case mirrored:
+		a.problem("the filter is still there")
+	case err == nil && wrong != nil:
+		a.problem("%v; %+v %s", wrong, a.o, history)
+	case err == nil && !a.asked.full && !a.asked.soft:
+		a.problem("the job ended by itself: %s", history)
+	case err == nil && a.guest.Node() == a.tn:
+		a.total.completed.Add(1)
+		if !a.asked.full {
+			a.problem("guests were given the target, which nobody asked for: %s", history)
+		}
+	case err == nil:
+		a.total.soft.Add(1)
+		if !a.asked.soft {
+			a.problem("guests were not given the target: %s", history)
+		}
+	case errors.Is(err, job.ErrCancelled):
+		a.total.cancelled.Add(1)
+		if !a.asked.force {
+			a.problem("cancelled by nobody: %s", history)
+		}
+	default:
+		a.total.failed.Add(1)
+		if !a.faulty {
+			a.problem("the job failed: %v; %s", err, history)
+		}
+	}
+	if err != nil && a.guest.Node() != a.sn {
+		a.problem("the job ended with %v, but the guest uses '%s'", err, a.guest.Node().Name())
+	}
+	a.total.faults.Add(int64(a.events.failures()))
+}
+
+// ---- The auditor
+
+// auditor holds the state of the planner against the disks: I1 and I2.
+type auditor struct {
+	*actors
+	current int64
+	looks   int
+}
+
+func (a *auditor) look() {
+	i := a.m.job.Info()
+	if i.Current < a.current {
+		a.problem("progress fell from %d to %d", a.current, i.Current)
+	}
+	a.current = i.Current
+	if a.looks++; a.looks > 150 && a.looks%50 != 0 {
+		return // long jobs
+	}
+	// Nobody begins a request while the history is locked, and no claim comes or goes while the planner is.
+	a.h.mu.Lock()
+	defer a.h.mu.Unlock()
+	m := a.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.planner.stopped || a.guest.Node() != m.node || len(m.flushing) > 0 {
+		return
+	}
+	a.total.audits.Add(1)
+	p := m.planner
+	g := p.d.Granularity()
+	chunks := p.d.All().End
+	busy := a.h.underWay(g, chunks)
+	for _, o := range p.claims {
+		for c := o.off / g; c*g < o.end; c++ {
+			busy[c] = true
+		}
+	}
+	source, target := a.source.Bytes(), a.target.Bytes()
+	if a.guest.Node() != m.node {
+		return
+	}
+	synced := p.synced()
+	if synced {
+		a.total.synced.Add(1)
+	}
+	for c := range chunks {
+		off, end := c*g, min(c*g+g, a.size)
+		if busy[c] {
+			continue
+		}
+		if p.z.Test(c) && !block.IsZero(target[off:end]) {
+			a.problem("I2: chunk %d is said to be zero on the target; dirty %v", c, p.dirty(c))
+			return
+		}
+		if !p.dirty(c) && string(source[off:end]) != string(target[off:end]) {
+			for at := off; at < end; at++ {
+				if source[at] != target[at] && a.h.scope[at] {
+					a.problem("I1: chunk %d is clean, but the target differs at byte %d: %#x, not %#x; %+v", c, at, target[at], source[at], a.o)
+					return
+				}
+			}
+		}
+	}
+	if used := p.d.Len(); used < 0 || synced && used != 0 {
+		a.problem("%d chunks dirty, synced %v", used, synced)
+	}
+}
