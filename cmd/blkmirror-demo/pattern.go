@@ -23,7 +23,7 @@ func (p pattern) fill(data []byte, first int64, c content) {
 		return
 	}
 	for ; len(data) > 0; data, first = data[sectorSize:], first+1 {
-		state := mix(p.seed^uint64(c)) ^ mix(uint64(first))
+		state := mix(mix(p.seed^uint64(c)) + uint64(first))
 		for i := 0; i < sectorSize; i += 8 {
 			state += 0x9e3779b97f4a7c15
 			binary.LittleEndian.PutUint64(data[i:], mix(state))

@@ -59,11 +59,12 @@ func (c *cli) completeCommand() *cobra.Command {
 	cmd.RunE = c.action(func(ctx context.Context, args []string) error {
 		id := args[0]
 		return c.with(ctx, func(s *session) error {
-			if err := s.Execute(ctx, "job-complete", &api.JobCompleteArguments{ID: id}, nil); err != nil {
-				return refused(id, err)
-			}
+			arguments := &api.JobCompleteArguments{ID: id}
 			if wait {
-				return c.wait(ctx, s, id, follow.UntilPending)
+				return c.endAndWait(ctx, s, id, "job-complete", arguments)
+			}
+			if err := s.Execute(ctx, "job-complete", arguments, nil); err != nil {
+				return refused(id, err)
 			}
 			c.say(jobObject(id), "job '%s' is about to complete", id)
 			return nil
@@ -94,14 +95,14 @@ left as it is. With --wait the exit status is 0 in both cases.`,
 			if force {
 				command, arguments = "job-cancel", &api.JobCancelArguments{ID: id}
 			}
-			if err := s.Execute(ctx, command, arguments, nil); err != nil {
-				return refused(id, err)
-			}
 			if !wait {
+				if err := s.Execute(ctx, command, arguments, nil); err != nil {
+					return refused(id, err)
+				}
 				c.say(jobObject(id), "job '%s' is about to end", id)
 				return nil
 			}
-			err := c.wait(ctx, s, id, follow.UntilPending)
+			err := c.endAndWait(ctx, s, id, command, arguments)
 			if e, ok := errors.AsType[*jobError](err); ok && e.outcome.Result == follow.Cancelled {
 				c.say(nil, "job '%s' is cancelled", id)
 				return nil // as was asked for

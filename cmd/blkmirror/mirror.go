@@ -109,7 +109,7 @@ func (c *cli) mirror(ctx context.Context, s *session, f *mirrorFlags) error {
 		if err := s.Execute(ctx, "job-complete", &api.JobCompleteArguments{ID: f.job}, nil); err != nil {
 			return outcome, err
 		}
-		return follow.Job(ctx, s, f.job, follow.Options{Goal: follow.UntilPending}, d)
+		return follow.Job(ctx, s, f.job, follow.Options{Goal: follow.UntilPending, Known: outcome.Last.Job}, d)
 	})
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/blkmirror/blkmirror/cmd/blkmirror/follow"
 	"github.com/blkmirror/blkmirror/cmd/blkmirror/progress"
 	"github.com/blkmirror/blkmirror/qmp"
+	"github.com/blkmirror/blkmirror/qmp/api"
 )
 
 func (c *cli) watchCommand() *cobra.Command {
@@ -26,17 +27,36 @@ one has a member "outcome".`,
 		Args: cobra.ExactArgs(1),
 		RunE: c.action(func(ctx context.Context, args []string) error {
 			return c.with(ctx, func(s *session) error {
-				return c.wait(ctx, s, args[0], follow.UntilEnd)
+				return c.wait(ctx, s, args[0], follow.Options{Goal: follow.UntilEnd})
 			})
 		}),
 	}
 }
 
 // wait shows a job until it has come far enough.
-func (c *cli) wait(ctx context.Context, s *session, id string, goal follow.Goal) error {
+func (c *cli) wait(ctx context.Context, s *session, id string, opts follow.Options) error {
 	return c.show(ctx, s, id, func(d progress.Display) (follow.Outcome, error) {
-		return follow.Job(ctx, s, id, follow.Options{Goal: goal}, d)
+		return follow.Job(ctx, s, id, opts, d)
 	})
+}
+
+// endAndWait executes a command that ends a job, and shows the job until it
+// has ended. It may be gone before it can be asked, so that is done before.
+func (c *cli) endAndWait(ctx context.Context, s *session, id, command string, arguments any) error {
+	opts := follow.Options{Goal: follow.UntilPending}
+	var jobs []api.JobInfo
+	if err := s.Execute(ctx, "query-jobs", nil, &jobs); err != nil {
+		return err
+	}
+	for _, job := range jobs {
+		if job.ID == id {
+			opts.Known = job
+		}
+	}
+	if err := s.Execute(ctx, command, arguments, nil); err != nil {
+		return refused(id, err)
+	}
+	return c.wait(ctx, s, id, opts)
 }
 
 // show runs something that follows a job, with a display, and says how it

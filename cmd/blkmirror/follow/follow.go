@@ -31,7 +31,8 @@ type Sample struct {
 
 // Observer is told what happens to a job, in order, and never at once.
 type Observer interface {
-	// Progressed is called for every change of the status, and now and then.
+	// Progressed is called for every change of the status, except that the
+	// job is gone, and now and then.
 	Progressed(s Sample)
 	// RequestFailed is called for every failed request of the job.
 	RequestFailed(at time.Time, e api.BlockJobErrorEvent)
@@ -80,6 +81,9 @@ var errUnseen = errors.New("the job ended, but how was not seen: events were los
 type Options struct {
 	Goal     Goal
 	Interval time.Duration // between queries; 0 is DefaultInterval
+	// Known are the numbers of the job that are known already. They are what
+	// is left of it if it is gone before it can be asked.
+	Known api.JobInfo
 }
 
 // Job follows the job id. An error means that it could not be followed any
@@ -88,7 +92,7 @@ func Job(ctx context.Context, m Monitor, id string, opts Options, observer Obser
 	if opts.Interval == 0 {
 		opts.Interval = DefaultInterval
 	}
-	f := follower{monitor: m, goal: opts.Goal, observer: observer}
+	f := follower{monitor: m, goal: opts.Goal, observer: observer, job: opts.Known}
 	f.job.ID = id
 	outcome, err := f.follow(ctx, opts.Interval)
 	if err != nil {

@@ -150,22 +150,22 @@ func TestJob(t *testing.T) {
 				{events: []string{`JOB_STATUS_CHANGE {"id": "x", "status": "concluded"}`, strings.Replace(completedEvent, `"m"`, `"x"`, 1)},
 					jobs: info("x", "concluded", 1, 1, "") + "|" + running},
 				{jobs: info("m", "ready", 100, 100, "")}}},
-		"to the end, past ready": {want: Completed, current: 120, statuses: "running ready waiting pending concluded null",
+		"to the end, past ready": {want: Completed, current: 120, statuses: "running ready waiting pending concluded",
 			rounds: []round{
 				{jobs: running},
 				{events: plus(status("ready"), readyEvent), jobs: info("m", "ready", 100, 100, "")},
 				{jobs: info("m", "ready", 100, 100, ""), after: plus(status("waiting", "pending"), plus([]string{completedEvent}, status("concluded", "null")...)...)},
 				{},
 			}},
-		"gone before it was asked for": {goal: UntilReady, want: Completed, current: 120, statuses: "created running ready waiting pending concluded null",
+		"gone before it was asked for": {goal: UntilReady, want: Completed, current: 120, statuses: "created running ready waiting pending concluded",
 			rounds: []round{{events: plus(status("created", "running", "ready"), plus([]string{readyEvent},
 				plus(status("waiting", "pending"), plus([]string{completedEvent}, status("concluded", "null")...)...)...)...)}}},
-		"fails": {want: Failed, reason: "No space left on device", current: 60, statuses: "running aborting concluded null",
+		"fails": {want: Failed, reason: "No space left on device", current: 60, statuses: "running aborting concluded",
 			rounds: []round{{jobs: running}, {events: plus(status("aborting"), plus([]string{failedEvent}, status("concluded", "null")...)...)}}},
 		"fails while it should become ready": {goal: UntilReady, want: Failed, reason: "No space left on device", current: 60,
-			statuses: "running ready aborting concluded null",
+			statuses: "running ready aborting concluded",
 			rounds:   []round{{jobs: running}, {events: plus(status("ready", "aborting"), plus([]string{failedEvent}, status("concluded", "null")...)...)}}},
-		"cancelled": {goal: UntilReady, want: Cancelled, current: 60, statuses: "running aborting concluded null",
+		"cancelled": {goal: UntilReady, want: Cancelled, current: 60, statuses: "running aborting concluded",
 			rounds: []round{{jobs: running}, {events: plus(status("aborting"), plus([]string{cancelledEvent}, status("concluded", "null")...)...)}}},
 		"pending": {goal: UntilPending, want: Pending, current: 100, statuses: "ready waiting pending",
 			rounds: []round{{jobs: info("m", "ready", 100, 100, "")},
@@ -180,7 +180,7 @@ func TestJob(t *testing.T) {
 			rounds: []round{{jobs: info("m", "concluded", 5, 9, `, "error": "no"`)}}},
 		"concluded before, cancelled": {want: Cancelled, current: 5, statuses: "concluded",
 			rounds: []round{{jobs: info("m", "concluded", 5, 9, `, "error": "Operation canceled"`)}}},
-		"a second job of the name": {want: Failed, reason: "No space left on device", current: 60, statuses: "created running aborting concluded null",
+		"a second job of the name": {want: Failed, reason: "No space left on device", current: 60, statuses: "created running aborting concluded",
 			rounds: []round{{events: plus(status("created", "running"), plus([]string{completedEvent},
 				status("concluded", "null", "created", "running")...)...), jobs: running},
 				{events: plus(status("aborting"), plus([]string{failedEvent}, status("concluded", "null")...)...)}}},
@@ -188,7 +188,7 @@ func TestJob(t *testing.T) {
 		"the end was lost":   {rounds: []round{{jobs: running}, {events: status("null")}}, err: errUnseen, statuses: "running"},
 		"all of it was lost": {rounds: []round{{jobs: running}, {}}, err: errUnseen, statuses: "running"},
 		"connection lost":    {rounds: []round{{jobs: running}, {err: lost, hangup: true}}, err: lost, statuses: "running"},
-		"connection lost after the end": {want: Cancelled, current: 60, statuses: "running aborting concluded null",
+		"connection lost after the end": {want: Cancelled, current: 60, statuses: "running aborting concluded",
 			rounds: []round{{jobs: running, after: plus(status("aborting"), plus([]string{cancelledEvent}, status("concluded", "null")...)...)},
 				{err: lost, hangup: true}}},
 		"events that make no sense": {goal: UntilReady, want: Ready, current: 100, statuses: "running ready",
@@ -219,6 +219,25 @@ func TestJob(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestKnown is a job that is gone before it could be asked.
+func TestKnown(t *testing.T) {
+	copied := int64(90)
+	m := &monitor{t: t, events: make(chan client.Event, 10), rounds: []round{{events: plus([]string{completedEvent}, status("concluded", "null")...)}}}
+	known := api.JobInfo{ID: "m", Status: "ready", CurrentProgress: 100, TotalProgress: 100, JobWork: api.JobWork{CopiedBytes: &copied}}
+	r := &recorder{}
+	outcome, err := Job(t.Context(), m, "m", Options{Known: known}, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := outcome.Last.Job
+	if last.CopiedBytes == nil || *last.CopiedBytes != 90 || last.CurrentProgress != 120 || last.Status != "concluded" {
+		t.Errorf("last: %s", qmp.Encode(&last))
+	}
+	if got := strings.Join(r.statuses, " "); got != "concluded" {
+		t.Errorf("statuses %q", got)
 	}
 }
 

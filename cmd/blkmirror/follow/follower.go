@@ -118,8 +118,10 @@ func (f *follower) enter(s api.JobStatus) {
 		f.ready = true
 	}
 	f.last = s
-	f.job.Status = s
-	f.news = append(f.news, news{status: s})
+	if s != api.JobStatusNull { // then only its name is left
+		f.job.Status = s
+		f.news = append(f.news, news{status: s})
+	}
 }
 
 // over tells whether the end of the job was seen.

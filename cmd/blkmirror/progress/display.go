@@ -108,9 +108,6 @@ func (p *pace) pass(s follow.Sample) bool {
 	if s.Job.Status == p.shown && s.Time.Sub(p.shownAt) < linePeriod {
 		return false
 	}
-	if s.Job.Status == api.JobStatusNull {
-		return false // the job is gone: nothing that its end did not say
-	}
 	p.shownAt, p.shown = s.Time, s.Job.Status
 	return true
 }

@@ -84,7 +84,6 @@ func TestLines(t *testing.T) {
 	d.Progressed(sample("paused", 1002, 8))
 	d.Progressed(sample("running", 1003, 8))
 	d.Progressed(sample("ready", 1004, 32))
-	d.Progressed(sample("null", 1005, 32))
 	if err := d.Close(); err != nil {
 		t.Fatal(err)
 	}
