@@ -262,3 +262,22 @@ func TestPauseDuringLastFlush(t *testing.T) {
 		})
 	}
 }
+
+// A target that reads as zero because it was zeroed a moment ago may not be durably so. Its first flush must not be left
+// out because the mirror has written nothing.
+func TestZeroesOfEarlierUsersAreFlushed(t *testing.T) {
+	in(t, func(t *testing.T) {
+		size := int64(1 * mib)
+		r := newRig(t, newDisk(1, nil, blocktest.MemOptions{Size: size}), newDisk(2, pattern(1, size), blocktest.MemOptions{}), unmapping, unmapping)
+		user := blocktest.Attach(t, r.graph, r.tn, "earlier", block.PermWrite, block.PermAll)
+		must(t, user.WriteZeroes(bg, 0, size, block.MayUnmap))
+		blocktest.Detach(t, r.graph, user)
+		m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true})
+		r.ready(m)
+		must(t, m.job.Complete(nil))
+		r.over(m)
+		if !block.IsZero(r.target.mem.DurableBytes()) {
+			t.Error("after the pivot, the target is not durably zero")
+		}
+	})
+}

@@ -15,6 +15,11 @@ const scanSlice = 64 << 30
 // prepare finds out what has to be copied.
 func (l *loop) prepare(ctx context.Context) error {
 	m := l.m
+	if written(m.opts.Target) {
+		m.mu.Lock()
+		m.planner.touch(0, m.planner.d.Size())
+		m.mu.Unlock()
+	}
 	switch m.opts.Sync {
 	case SyncNone:
 		m.mu.Lock()
@@ -45,6 +50,12 @@ func (l *loop) prepare(ctx context.Context) error {
 		return nil
 	}
 	return l.scan(ctx)
+}
+
+// written says whether somebody wrote to a node since it was opened, so that what it reads as may not be durable.
+func written(n *block.Node) bool {
+	s := n.Stats()
+	return s.Writes.Load()+s.Zeroes.Load()+s.Trims.Load() > 0
 }
 
 // targetIsZero says whether the target reads as zero and may stay as it is where the source is zero.

@@ -70,11 +70,12 @@ type schedule struct {
 	names int
 	audit *rand.Rand
 
-	guests sync.WaitGroup
-	stop   atomic.Bool // guests end
-	faulty bool        // faults are injected
-	lossy  bool
-	loses  atomic.Pointer[disk] // loses what could not be flushed
+	guests  sync.WaitGroup
+	stop    atomic.Bool // guests end
+	faulty  bool        // faults are injected
+	lossy   bool
+	loses   atomic.Pointer[disk] // loses what could not be flushed
+	current atomic.Pointer[current]
 
 	// The pivot, as seen when permissions change inside the last drained section.
 	mu       sync.Mutex
@@ -97,18 +98,24 @@ func newSchedule(t *testing.T, seed uint64, total *tally) *schedule {
 	s := &schedule{t: t, seed: seed, total: total}
 	r := s.rand(1)
 	s.audit = s.rand(2)
-	s.size = (64<<10 + r.Int64N(448<<10)) &^ 511
-	if chance(r, 8) {
+	s.size = (32<<10 + r.Int64N(224<<10)) &^ 511
+	if chance(r, 5) {
 		s.size = (512<<10 + r.Int64N(7<<20)) &^ 511
 	}
 	s.faulty = chance(r, 50)
 	s.lossy = chance(r, 50)
 	slow := one(r, 0, time.Millisecond, 5*time.Millisecond, 30*time.Millisecond)
+	if s.size > 256<<10 {
+		slow /= 8
+	}
 	diskOf := func(n uint64, content []byte) *disk {
 		o := blocktest.MemOptions{Size: s.size, OnDiscard: one(r, blocktest.DiscardZeroes, blocktest.DiscardKeeps, blocktest.DiscardGarbage),
 			NoZeroUnmap: chance(r, 25), NoZeroes: chance(r, 15), SlowZeroes: chance(r, 15), NoDiscard: chance(r, 15),
 			NoStatus: chance(r, 10), StatusMost: one[int64](r, 0, 0, 0, 512, 4096, 70000)}
 		o.Limits.RequestAlign = one[int64](r, 1, 1, 512, 4096)
+		if s.size > 256<<10 {
+			o.StatusMost *= 64
+		}
 		d := newDisk(seed*8+n, content, o)
 		d.slow, d.cut = slow, one[int64](r, 0, 4096, 65536)
 		if chance(r, 30) {
@@ -244,7 +251,35 @@ func (s *schedule) request(r *rand.Rand, b *block.Backend) {
 		w := s.h.begin(trim, off, n)
 		s.h.end(w, b.Discard(bg, off, n))
 	default:
+		s.flush(b)
+	}
+}
+
+// current is the mirror that runs, for guests.
+type current struct {
+	m      *Mirror
+	target *disk
+	steady bool // in sync from the beginning to the end, once it is
+}
+
+// flush also looks whether what is in sync is durable on the target.
+func (s *schedule) flush(b *block.Backend) {
+	c := s.current.Load()
+	began, resets := s.h.time()
+	if c == nil || !c.steady || !c.m.State().Synced {
 		_ = b.Flush(bg)
+		return
+	}
+	if b.Flush(bg) != nil || s.guest.Node() != c.m.node {
+		return
+	}
+	durable := c.target.durable()
+	if s.guest.Node() != c.m.node {
+		return
+	}
+	s.total.durable.Add(1)
+	if err := s.h.check(durable, 0, began, resets); err != nil {
+		s.problem("the target is not durable after a guest's flush: %v", err)
 	}
 }
 
@@ -311,6 +346,9 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 		OnSourceError: one(r, job.PolicyReport, job.PolicyIgnore, job.PolicyStop, job.PolicyENOSPC),
 		OnTargetError: one(r, job.PolicyReport, job.PolicyIgnore, job.PolicyStop, job.PolicyENOSPC),
 		AutoFinalize:  chance(r, 70), AutoDismiss: chance(r, 70)}
+	if s.size > 256<<10 {
+		o.BufSize = max(o.BufSize, 65536) // or it takes too long, even in virtual time
+	}
 	if chance(r, 25) {
 		o.Speed = 1 + r.Int64N(s.size*4)
 	}
@@ -333,8 +371,11 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 	s.h.from = s.h.now()
 	s.h.mu.Unlock()
 	a := &actors{schedule: s, m: m, o: o, done: make(chan struct{})}
-	a.start(r, alone)
+	verbs := chance(r, 60)
+	s.current.Store(&current{m, s.target, !verbs && !s.faulty && o.Mode == WriteBlocking && o.Sync == SyncFull && s.target.base == nil})
+	a.start(r, alone, verbs)
 	a.finish(r)
+	s.current.Store(nil)
 	close(a.done)
 	a.wait.Wait()
 	a.judge()
@@ -447,15 +488,15 @@ func (a *actors) during(r *rand.Rand, most time.Duration, f func()) {
 	})
 }
 
-func (a *actors) start(r *rand.Rand, alone bool) {
+func (a *actors) start(r *rand.Rand, alone, verbs bool) {
 	s := a.schedule
 	seed := r.Uint64()
 	rnd := func(n uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, n)) }
 	auditor := &auditor{actors: a}
 	a.during(rnd(1), one[time.Duration](r, 3, 20, 100)*time.Millisecond, auditor.look)
-	if chance(r, 60) {
-		verbs := rnd(2)
-		a.during(verbs, one[time.Duration](r, 10, 100, 400)*time.Millisecond, func() { a.verb(verbs) })
+	if verbs {
+		r := rnd(2)
+		a.during(r, one[time.Duration](r, 10, 100, 400)*time.Millisecond, func() { a.verb(r) })
 	}
 	if s.faulty {
 		faults := rnd(3)
@@ -710,8 +751,8 @@ func (a *auditor) look() {
 		a.problem("progress fell from %d to %d", a.current, i.Current)
 	}
 	a.current = i.Current
-	if a.looks++; a.looks > 150 && a.looks%50 != 0 {
-		return // long jobs
+	if a.looks++; a.looks > 60 { // a long job
+		time.Sleep(time.Duration(a.looks) * 10 * time.Millisecond)
 	}
 	// Nobody begins a request while the history is locked, and no claim comes or goes while the planner is.
 	a.h.mu.Lock()
