@@ -5,6 +5,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -60,6 +62,32 @@ func TestDemo(t *testing.T) {
 	}
 	if left, err := os.ReadDir(folder); err != nil || len(left) > 0 {
 		t.Errorf("%v, left behind: %v", err, left)
+	}
+}
+
+// TestDemoFindsAWrongByte gives the demonstration a daemon that spoils one
+// byte of the target behind its back.
+func TestDemoFindsAWrongByte(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds and runs the daemon")
+	}
+	daemon := buildDaemon(t)
+	spoiler := filepath.Join(t.TempDir(), "spoiler")
+	s, folder := small(t, spoiler)
+	script := fmt.Sprintf(`#!/bin/sh
+'%s' "$@" || exit
+printf X | dd of="$(echo '%s'/*/target.img)" bs=1 seek=33333333 conv=notrunc
+`, daemon, folder)
+	if err := os.WriteFile(spoiler, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	err := run(t.Context(), s, &out)
+	if wrong, ok := errors.AsType[*mismatch](err); !ok || wrong.sector != 33333333/sectorSize {
+		t.Errorf("error %v, want one about sector %d", err, 33333333/sectorSize)
+	}
+	if strings.Contains(out.String(), "The copy is right") {
+		t.Errorf("it says that the copy is right:\n%s", out.String())
 	}
 }
 

@@ -14,7 +14,6 @@ import (
 
 // fakeMirror is a daemon with one mirror. Each query-jobs takes it a step on.
 type fakeMirror struct {
-	t       *testing.T
 	id      string
 	steps   []step
 	refusal error // of any command but queries
@@ -139,7 +138,7 @@ func TestMirror(t *testing.T) {
 			stderr: "blkmirror: Job 'm' is already paused\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := &fakeMirror{t: t, id: "m", steps: test.steps, refusal: test.refusal}
+			f := &fakeMirror{id: "m", steps: test.steps, refusal: test.refusal}
 			r := try(t.Context(), daemon(t, f.script), strings.Fields(test.args)...)
 			stdout := test.stdout
 			if stdout == "" && test.status != exitOK {
@@ -154,7 +153,7 @@ func TestMirror(t *testing.T) {
 }
 
 func TestWatchJSONLines(t *testing.T) {
-	f := &fakeMirror{t: t, id: "m", steps: []step{{status: "ready", copied: 10}, {events: ends("m", "BLOCK_JOB_COMPLETED", "")}}}
+	f := &fakeMirror{id: "m", steps: []step{{status: "ready", copied: 10}, {events: ends("m", "BLOCK_JOB_COMPLETED", "")}}}
 	r := try(t.Context(), daemon(t, f.script), "watch", "m", "--json")
 	lines := strings.Split(strings.TrimSpace(r.stdout), "\n")
 	if r.status != exitOK || len(lines) != 3 {
@@ -172,7 +171,7 @@ func TestWatchJSONLines(t *testing.T) {
 func TestInterrupt(t *testing.T) {
 	for _, args := range []string{"mirror a b --job m --wait", "watch m", "complete m --wait"} {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		f := &fakeMirror{t: t, id: "m", steps: []step{{status: "running", copied: 2}, {status: "running", copied: 3,
+		f := &fakeMirror{id: "m", steps: []step{{status: "running", copied: 2}, {status: "running", copied: 3,
 			events: func(*fakedaemon.Conn) { cancel(errInterrupted) }}}}
 		socket := daemon(t, f.script)
 		r := try(ctx, socket, strings.Fields(args)...)
@@ -187,7 +186,7 @@ func TestInterrupt(t *testing.T) {
 }
 
 func TestTimeout(t *testing.T) {
-	f := &fakeMirror{t: t, id: "m", steps: []step{{status: "running", copied: 2}}}
+	f := &fakeMirror{id: "m", steps: []step{{status: "running", copied: 2}}}
 	r := try(t.Context(), daemon(t, f.script), "watch", "m", "--timeout", "50ms")
 	r.expect(t, exitTimeout, lineRunning, "not done within the timeout of 50ms: the job goes on")
 }

@@ -35,21 +35,26 @@ var units = [...]string{"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"}
 // Parse returns the number of bytes that a text stands for: digits, perhaps
 // with a fraction, and perhaps one of B, K, M, G, T, P, E, as such or as KiB.
 func Parse(text string) (int64, error) {
-	plain := strings.TrimSpace(text)
-	if unit, ok := strings.CutSuffix(plain, "iB"); ok {
-		// Only a unit may come before it: 64iB is a mistake.
-		if unit == "" || !strings.ContainsAny(unit[len(unit)-1:], "KMGTPE") {
+	digits := strings.TrimSpace(text)
+	unit := ""
+	if i := strings.IndexAny(digits, letters); i >= 0 && !strings.HasPrefix(digits, "0x") {
+		digits, unit = strings.TrimRight(digits[:i], " "), digits[i:]
+	}
+	// qmp.ParseSize knows K, but neither KiB nor 64 K.
+	if short, ok := strings.CutSuffix(unit, "iB"); ok {
+		if len(short) != 1 || !strings.Contains("KMGTPE", short) {
 			return 0, malformed(text)
 		}
-		digits := strings.TrimRight(unit[:len(unit)-1], " ")
-		plain = digits + unit[len(unit)-1:]
+		unit = short
 	}
-	v, ok := qmp.ParseSize(plain)
+	v, ok := qmp.ParseSize(digits + unit)
 	if !ok || v > math.MaxInt64 {
 		return 0, malformed(text)
 	}
 	return int64(v), nil
 }
+
+const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 func malformed(text string) error {
 	return fmt.Errorf("'%s' is not a number of bytes: write 65536, 64K, 64KiB or 1.5G", text)

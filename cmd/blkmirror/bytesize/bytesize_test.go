@@ -21,7 +21,7 @@ func TestFormat(t *testing.T) {
 func TestParse(t *testing.T) {
 	for text, want := range map[string]int64{
 		"0": 0, "65536": 65536, "0x1000": 4096, "64K": 65536, "64k": 65536, "64KiB": 65536, "1.5G": 1536 << 20, "64 KiB": 65536,
-		"512B": 512, "1T": 1 << 40, "1.5 GiB": 1536 << 20,
+		"512B": 512, "1T": 1 << 40, "1.5 GiB": 1536 << 20, "0 B": 0, " 64 K ": 65536, "0xFFB": 4091,
 	} {
 		if got, err := Parse(text); err != nil || got != want {
 			t.Errorf("Parse(%q) = %d, %v, want %d", text, got, err, want)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,6 +37,8 @@ type monitor struct {
 	rounds  []round
 	queries int
 	events  chan client.Event
+
+	sending sync.Mutex // held for sending to events, and for closing it
 	closed  bool
 }
 
@@ -48,9 +51,8 @@ func (m *monitor) Execute(_ context.Context, command string, _, result any) erro
 	r := m.rounds[min(m.queries, len(m.rounds)-1)]
 	m.queries++
 	m.emit(r.events)
-	if r.hangup && !m.closed {
-		m.closed = true
-		close(m.events)
+	if r.hangup {
+		m.hangUp()
 	}
 	if r.err != nil {
 		return r.err
@@ -71,7 +73,18 @@ func (m *monitor) Execute(_ context.Context, command string, _, result any) erro
 	return nil
 }
 
+func (m *monitor) hangUp() {
+	m.sending.Lock()
+	defer m.sending.Unlock()
+	if !m.closed {
+		close(m.events)
+	}
+	m.closed = true
+}
+
 func (m *monitor) emit(events []string) {
+	m.sending.Lock()
+	defer m.sending.Unlock()
 	for _, text := range events {
 		name, data, _ := strings.Cut(text, " ")
 		value, err := qmp.NewReader(strings.NewReader(data)).Next()
