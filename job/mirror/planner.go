@@ -40,6 +40,8 @@ type planner struct {
 	counted int64 // scan: end of the chunks that were counted
 	partial bool  // scan: a part of the chunk at counted is allocated
 	woken   []*op // claims granted since takeWoken
+
+	checked *bitmap.Bitmap // D at the last check of invariants; nil without
 }
 
 // newPlanner makes a planner for a disk of size bytes. Nothing is dirty, nothing known to be zero.
@@ -72,6 +74,7 @@ func (p *planner) claim(o *op) {
 
 // release takes o out of the table and grants those that waited for it last.
 func (p *planner) release(o *op) {
+	p.checkClaims()
 	at := slices.Index(p.claims, o)
 	p.claims = slices.Delete(p.claims, at, at+1)
 	p.unblock(at, o.off, o.end)
@@ -91,6 +94,7 @@ func (p *planner) unblock(at int, off, end int64) {
 
 // takeWoken returns the claims that were granted after a wait; the runner tells their owners.
 func (p *planner) takeWoken() []*op {
+	p.checkCounts()
 	woken := p.woken
 	p.woken = nil
 	return woken
