@@ -37,14 +37,28 @@ type Node struct {
 	implicit   bool // named by the graph, not by the operator
 	filter     bool // shows the disk of its first child
 	monitor    bool // added by the operator, who alone removes it
-	options    Options
-	driver     Driver
-	limits     Limits
+	state      atomic.Pointer[opened]
 	size       atomic.Int64
 	children   []*Edge
 	rmw        rangelock.Lock // orders writes on nodes with a request alignment
 
-	// What the driver can do beyond Driver, asked for once.
+	stats     Stats
+	bitmaps   atomic.Pointer[[]*DirtyBitmap] // nil if there is none; changed inside Graph.Change only
+	threshold atomic.Pointer[writeThreshold]
+
+	// Guarded by Graph.mu; changed inside Graph.Change only.
+	parents  []*Edge
+	blockers []*Blocker
+	held     heldPerms
+}
+
+// opened is a driver with the options that it was opened with, and what it can do beyond Driver, asked for once. It does
+// not change; a node that is reopened gets another one while it is drained, so that a request sees one only.
+type opened struct {
+	driver  Driver
+	options Options
+	limits  Limits
+
 	zeroer   ZeroWriter
 	unmapper ZeroUnmapper
 	trimmer  Discarder
@@ -53,14 +67,9 @@ type Node struct {
 	permit   ChildPermitter
 	holder   PermissionHolder
 	delayer  Delayer
-
-	stats Stats
-
-	// Guarded by Graph.mu; changed inside Graph.Change only.
-	parents  []*Edge
-	blockers []*Blocker
-	held     heldPerms
 }
+
+func (n *Node) now() *opened { return n.state.Load() }
 
 // Stats counts the requests of a node since it was opened.
 type Stats struct {
@@ -70,23 +79,22 @@ type Stats struct {
 	WriteHighest                                atomic.Int64 // end of the highest write, bytes
 }
 
-func (n *Node) setDriver(d Driver) {
-	n.driver = d
-	n.size.Store(d.Size())
-	n.held.share = PermAll // a driver starts without locks; a roll-back must not tell it otherwise
+func newOpened(d Driver, options Options) *opened {
+	o := &opened{driver: d, options: options}
 	if l, ok := d.(Limiter); ok {
-		n.limits = l.Limits()
+		o.limits = l.Limits()
 	}
-	n.limits.RequestAlign = max(n.limits.RequestAlign, 1)
-	n.limits.MemoryAlign = max(n.limits.MemoryAlign, 1)
-	n.zeroer, _ = d.(ZeroWriter)
-	n.unmapper, _ = d.(ZeroUnmapper)
-	n.trimmer, _ = d.(Discarder)
-	n.reporter, _ = d.(StatusReporter)
-	n.resizer, _ = d.(Resizer)
-	n.permit, _ = d.(ChildPermitter)
-	n.holder, _ = d.(PermissionHolder)
-	n.delayer, _ = d.(Delayer)
+	o.limits.RequestAlign = max(o.limits.RequestAlign, 1)
+	o.limits.MemoryAlign = max(o.limits.MemoryAlign, 1)
+	o.zeroer, _ = d.(ZeroWriter)
+	o.unmapper, _ = d.(ZeroUnmapper)
+	o.trimmer, _ = d.(Discarder)
+	o.reporter, _ = d.(StatusReporter)
+	o.resizer, _ = d.(Resizer)
+	o.permit, _ = d.(ChildPermitter)
+	o.holder, _ = d.(PermissionHolder)
+	o.delayer, _ = d.(Delayer)
+	return o
 }
 
 // Name is the node name, unique in its graph.
@@ -99,13 +107,13 @@ func (n *Node) DriverName() string { return n.driverName }
 func (n *Node) Implicit() bool { return n.implicit }
 
 // Options are the node's options.
-func (n *Node) Options() Options { return n.options }
+func (n *Node) Options() Options { return n.now().options }
 
 // Driver is the node's driver, for what only its kind of driver can tell.
-func (n *Node) Driver() Driver { return n.driver }
+func (n *Node) Driver() Driver { return n.now().driver }
 
 // Limits are the constraints of the driver; the node itself takes requests of any alignment.
-func (n *Node) Limits() Limits { return n.limits }
+func (n *Node) Limits() Limits { return n.now().limits }
 
 // Size is the length of the disk in bytes, a multiple of 512.
 func (n *Node) Size() int64 { return n.size.Load() }
@@ -115,15 +123,19 @@ func (n *Node) Stats() *Stats { return &n.stats }
 
 // CanZeroUnmap says whether writes of zeroes with MayUnmap free space here.
 func (n *Node) CanZeroUnmap() bool {
-	return n.options.Discard && n.unmapper != nil && n.unmapper.CanZeroUnmap()
+	o := n.now()
+	return o.options.Discard && o.unmapper != nil && o.unmapper.CanZeroUnmap()
 }
 
 // Discards says whether discards are passed on to the driver.
-func (n *Node) Discards() bool { return n.options.Discard && n.trimmer != nil }
+func (n *Node) Discards() bool {
+	o := n.now()
+	return o.options.Discard && o.trimmer != nil
+}
 
 // FileName tells the node's image: that of its driver or of the node below.
 func (n *Node) FileName() string {
-	if f, ok := n.driver.(FileNamer); ok {
+	if f, ok := n.now().driver.(FileNamer); ok {
 		return f.FileName()
 	}
 	if len(n.children) > 0 {
@@ -134,7 +146,7 @@ func (n *Node) FileName() string {
 
 // AllocatedBytes is what the images of the node and those below it take on the host; false if nobody knows.
 func (n *Node) AllocatedBytes() (int64, bool) {
-	if a, ok := n.driver.(AllocationReporter); ok {
+	if a, ok := n.now().driver.(AllocationReporter); ok {
 		bytes, err := a.AllocatedBytes()
 		return bytes, err == nil
 	}

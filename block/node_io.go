@@ -18,7 +18,7 @@ func (n *Node) check(op Op, off, length int64) error {
 	if off < 0 || length < 0 || off > math.MaxInt64-length || off+length > n.Size() {
 		return &Error{Kind: KindInvalid, Op: op, Node: n.name, Off: off, Len: length, Err: errRange(n.Size())}
 	}
-	if n.options.ReadOnly && (op == OpWrite || op == OpZero || op == OpTrim) {
+	if n.now().options.ReadOnly && (op == OpWrite || op == OpZero || op == OpTrim) {
 		return &Error{Kind: KindReadOnly, Op: op, Node: n.name, Off: off, Len: length, Err: errReadOnly}
 	}
 	return nil
@@ -62,17 +62,18 @@ func (n *Node) WriteAt(ctx context.Context, p []byte, off int64, flags Flags) er
 	if length == 0 {
 		return n.flushIf(ctx, flags)
 	}
-	if n.options.DetectZeroes != DetectZeroesOff && IsZero(p) {
+	if detect := n.now().options.DetectZeroes; detect != DetectZeroesOff && IsZero(p) {
 		flags &= FUA
-		if n.options.DetectZeroes == DetectZeroesUnmap {
+		if detect == DetectZeroesUnmap {
 			flags |= MayUnmap
 		}
 		return n.WriteZeroes(ctx, off, length, flags)
 	}
 	n.stats.Writes.Add(1)
 	n.stats.WriteBytes.Add(length)
+	n.passThreshold(off + length)
 	err := n.write(ctx, p, off, n.driverFlags(flags&FUA))
-	n.wrote(off+length, err)
+	n.wrote(off, length, err)
 	return n.wrap(OpWrite, off, length, err)
 }
 
@@ -84,13 +85,14 @@ func (n *Node) WriteZeroes(ctx context.Context, off, length int64, flags Flags) 
 	if length == 0 {
 		return n.flushIf(ctx, flags)
 	}
-	if !n.options.Discard {
+	if !n.now().options.Discard {
 		flags &^= MayUnmap
 	}
 	n.stats.Zeroes.Add(1)
 	n.stats.ZeroBytes.Add(length)
+	n.passThreshold(off + length)
 	err := n.zero(ctx, off, length, n.driverFlags(flags))
-	n.wrote(off+length, err)
+	n.wrote(off, length, err)
 	return n.wrap(OpZero, off, length, err)
 }
 
@@ -102,10 +104,10 @@ func (n *Node) Discard(ctx context.Context, off, length int64) error {
 	}
 	n.stats.Trims.Add(1)
 	n.stats.TrimBytes.Add(length)
-	if !n.options.Discard || n.trimmer == nil {
+	if !n.Discards() {
 		return nil
 	}
-	if align := n.limits.RequestAlign; align > 1 {
+	if align := n.now().limits.RequestAlign; align > 1 {
 		end := off + length
 		if end != n.Size() {
 			end = end &^ (align - 1)
@@ -118,21 +120,21 @@ func (n *Node) Discard(ctx context.Context, off, length int64) error {
 		h := n.rmw.Lock(off, length)
 		defer n.rmw.Unlock(h)
 	}
-	err := n.trimmer.Discard(ctx, off, length)
+	err := n.now().trimmer.Discard(ctx, off, length)
 	if err != nil && KindOf(err) == KindNotSupported {
 		return nil
 	}
-	n.wrote(off+length, err)
+	n.wrote(off, length, err)
 	return n.wrap(OpTrim, off, length, err)
 }
 
 // Flush makes every write that returned durable.
 func (n *Node) Flush(ctx context.Context) error {
 	n.stats.Flushes.Add(1)
-	if n.options.NoFlush {
+	if n.now().options.NoFlush {
 		return nil
 	}
-	err := n.driver.Flush(ctx)
+	err := n.now().driver.Flush(ctx)
 	if err != nil {
 		n.stats.FailedFlushes.Add(1)
 	}
@@ -144,10 +146,10 @@ func (n *Node) BlockStatus(ctx context.Context, off, length int64) (Extent, erro
 	if err := n.check(OpStatus, off, length); err != nil {
 		return Extent{}, err
 	}
-	if length == 0 || n.reporter == nil {
+	if length == 0 || n.now().reporter == nil {
 		return Extent{Len: length, Status: StatusData | StatusAllocated}, nil
 	}
-	extent, err := n.reporter.BlockStatus(ctx, off, length)
+	extent, err := n.now().reporter.BlockStatus(ctx, off, length)
 	return extent, n.wrap(OpStatus, off, length, err)
 }
 
@@ -157,7 +159,7 @@ func (n *Node) Space(ctx context.Context, off, length int64) (int64, bool, error
 	if err := n.check(OpStatus, off, length); err != nil {
 		return 0, false, err
 	}
-	s, ok := n.driver.(SpaceReporter)
+	s, ok := n.now().driver.(SpaceReporter)
 	if !ok {
 		return length, true, nil
 	}
@@ -167,7 +169,7 @@ func (n *Node) Space(ctx context.Context, off, length int64) (int64, bool, error
 
 // ForgiveLoss has the node and those below it forget that writes were lost; see [LossForgiver].
 func (n *Node) ForgiveLoss() {
-	if f, ok := n.driver.(LossForgiver); ok {
+	if f, ok := n.now().driver.(LossForgiver); ok {
 		f.ForgiveLoss()
 	}
 	for _, e := range n.children {
@@ -177,19 +179,30 @@ func (n *Node) ForgiveLoss() {
 
 // resize changes the length of the disk. The node is drained.
 func (n *Node) resize(ctx context.Context, size int64) error {
-	if n.resizer == nil {
+	resizer := n.now().resizer
+	if resizer == nil {
 		return graphError(KindNotSupported, "Node '%s' (driver %s) cannot be resized", n.name, n.driverName)
 	}
-	if err := n.resizer.Resize(ctx, size); err != nil {
+	if err := n.bitmapsFit(size); err != nil {
+		return err
+	}
+	if err := resizer.Resize(ctx, size); err != nil {
 		return n.wrap(OpResize, 0, size, err)
 	}
-	n.size.Store(n.driver.Size())
+	n.measure()
 	return nil
+}
+
+// measure takes note of how long the disk is now. The node is drained.
+func (n *Node) measure() {
+	size := n.now().driver.Size()
+	n.resizeBitmaps(size)
+	n.size.Store(size)
 }
 
 // driverFlags leaves out what the node does not want its driver to do.
 func (n *Node) driverFlags(flags Flags) Flags {
-	if n.options.NoFlush {
+	if n.now().options.NoFlush {
 		flags &^= FUA
 	}
 	return flags
@@ -202,12 +215,15 @@ func (n *Node) flushIf(ctx context.Context, flags Flags) error {
 	return n.Flush(ctx)
 }
 
-// wrote counts the end of a request that changes the disk.
-func (n *Node) wrote(end int64, err error) {
+// wrote takes note of a request that changes the disk, when it has returned and before its sender is told. One that failed
+// may have been carried out in part.
+func (n *Node) wrote(off, length int64, err error) {
+	n.markDirty(off, length)
 	if err != nil {
 		n.stats.FailedWrites.Add(1)
 		return
 	}
+	end := off + length
 	for {
 		highest := n.stats.WriteHighest.Load()
 		if end <= highest || n.stats.WriteHighest.CompareAndSwap(highest, end) {
@@ -218,8 +234,9 @@ func (n *Node) wrote(end int64, err error) {
 
 // zeroAligned writes zeroes over a range that the driver can take as it is.
 func (n *Node) zeroAligned(ctx context.Context, off, length int64, flags Flags) error {
-	if n.zeroer != nil {
-		err := n.zeroer.WriteZeroes(ctx, off, length, flags)
+	o := n.now()
+	if o.zeroer != nil {
+		err := o.zeroer.WriteZeroes(ctx, off, length, flags)
 		if err == nil || KindOf(err) != KindNotSupported {
 			return err
 		}
@@ -229,14 +246,14 @@ func (n *Node) zeroAligned(ctx context.Context, off, length int64, flags Flags) 
 	}
 	for length > 0 {
 		step := min(length, zeroChunk)
-		if n.limits.MaxTransfer > 0 {
-			step = min(step, n.limits.MaxTransfer)
+		if o.limits.MaxTransfer > 0 {
+			step = min(step, o.limits.MaxTransfer)
 		}
 		last := flags & FUA
 		if step < length {
 			last = 0
 		}
-		if err := n.driver.WriteAt(ctx, zeroBuffer[:step], off, last); err != nil {
+		if err := o.driver.WriteAt(ctx, zeroBuffer[:step], off, last); err != nil {
 			return err
 		}
 		off, length = off+step, length-step

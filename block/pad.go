@@ -16,26 +16,26 @@ func errRange(size int64) error {
 // every write on such a node holds a lock on the units it touches.
 
 func (n *Node) aligned(off, length int64) bool {
-	return (off|length)&(n.limits.RequestAlign-1) == 0
+	return (off|length)&(n.now().limits.RequestAlign-1) == 0
 }
 
 // outward is the range of whole units around a request.
 func (n *Node) outward(off, length int64) (int64, int64) {
-	mask := n.limits.RequestAlign - 1
+	mask := n.now().limits.RequestAlign - 1
 	start := off &^ mask
 	return start, (off+length+mask)&^mask - start
 }
 
 func (n *Node) read(ctx context.Context, p []byte, off int64) error {
 	length := int64(len(p))
-	if n.aligned(off, length) && IsAligned(p, n.limits.MemoryAlign) {
-		return n.transfer(p, off, func(part []byte, at int64, _ bool) error { return n.driver.ReadAt(ctx, part, at) })
+	if n.aligned(off, length) && IsAligned(p, n.now().limits.MemoryAlign) {
+		return n.transfer(p, off, func(part []byte, at int64, _ bool) error { return n.now().driver.ReadAt(ctx, part, at) })
 	}
 	return n.bounce(off, length, func(part []byte, at int64) error {
 		start, size := n.outward(at, int64(len(part)))
 		b := GetBuffer(int(size))
 		defer b.Release()
-		if err := n.driver.ReadAt(ctx, b.B, start); err != nil {
+		if err := n.now().driver.ReadAt(ctx, b.B, start); err != nil {
 			return err
 		}
 		copy(part, b.B[at-start:])
@@ -45,14 +45,14 @@ func (n *Node) read(ctx context.Context, p []byte, off int64) error {
 
 func (n *Node) write(ctx context.Context, p []byte, off int64, flags Flags) error {
 	length := int64(len(p))
-	if n.limits.RequestAlign > 1 {
+	if n.now().limits.RequestAlign > 1 {
 		start, size := n.outward(off, length)
 		h := n.rmw.Lock(start, size)
 		defer n.rmw.Unlock(h)
 	}
-	if n.aligned(off, length) && IsAligned(p, n.limits.MemoryAlign) {
+	if n.aligned(off, length) && IsAligned(p, n.now().limits.MemoryAlign) {
 		return n.transfer(p, off, func(part []byte, at int64, last bool) error {
-			return n.driver.WriteAt(ctx, part, at, flagsIf(last, flags))
+			return n.now().driver.WriteAt(ctx, part, at, flagsIf(last, flags))
 		})
 	}
 	end := off + length
@@ -70,7 +70,7 @@ func flagsIf(last bool, flags Flags) Flags {
 
 // transfer cuts an aligned request into pieces that the driver takes.
 func (n *Node) transfer(p []byte, off int64, do func(part []byte, at int64, last bool) error) error {
-	most := n.limits.MaxTransfer
+	most := n.now().limits.MaxTransfer
 	for most > 0 && int64(len(p)) > most {
 		if err := do(p[:most], off, false); err != nil {
 			return err
@@ -83,11 +83,11 @@ func (n *Node) transfer(p []byte, off int64, do func(part []byte, at int64, last
 // bounce cuts a request that needs a buffer of the node's own into pieces of bounded size, at unit boundaries.
 func (n *Node) bounce(off, length int64, do func(part []byte, at int64) error, p []byte) error {
 	most := int64(zeroChunk)
-	if n.limits.MaxTransfer > 0 {
-		most = min(most, n.limits.MaxTransfer)
+	if n.now().limits.MaxTransfer > 0 {
+		most = min(most, n.now().limits.MaxTransfer)
 	}
 	for length > 0 {
-		step := min(length, most-off&(n.limits.RequestAlign-1))
+		step := min(length, most-off&(n.now().limits.RequestAlign-1))
 		if err := do(p[:step], off); err != nil {
 			return err
 		}
@@ -102,24 +102,24 @@ func (n *Node) writePadded(ctx context.Context, part []byte, off int64, flags Fl
 	start, size := n.outward(off, length)
 	b := GetBuffer(int(size))
 	defer b.Release()
-	align := n.limits.RequestAlign
+	align := n.now().limits.RequestAlign
 	if off > start {
-		if err := n.driver.ReadAt(ctx, b.B[:align], start); err != nil {
+		if err := n.now().driver.ReadAt(ctx, b.B[:align], start); err != nil {
 			return err
 		}
 	}
 	if off+length < start+size && (size > align || off == start) {
-		if err := n.driver.ReadAt(ctx, b.B[size-align:], start+size-align); err != nil {
+		if err := n.now().driver.ReadAt(ctx, b.B[size-align:], start+size-align); err != nil {
 			return err
 		}
 	}
 	copy(b.B[off-start:], part)
-	return n.driver.WriteAt(ctx, b.B, start, flags)
+	return n.now().driver.WriteAt(ctx, b.B, start, flags)
 }
 
 // zero writes zeroes: whole units by the driver's own means, the edges as padded data.
 func (n *Node) zero(ctx context.Context, off, length int64, flags Flags) error {
-	if n.limits.RequestAlign > 1 {
+	if n.now().limits.RequestAlign > 1 {
 		start, size := n.outward(off, length)
 		h := n.rmw.Lock(start, size)
 		defer n.rmw.Unlock(h)
@@ -127,7 +127,7 @@ func (n *Node) zero(ctx context.Context, off, length int64, flags Flags) error {
 	if n.aligned(off, length) {
 		return n.zeroAligned(ctx, off, length, flags)
 	}
-	align, end := n.limits.RequestAlign, off+length
+	align, end := n.now().limits.RequestAlign, off+length
 	if head := -off & (align - 1); head > 0 {
 		head = min(head, length)
 		if err := n.writePadded(ctx, zeroBuffer[:head], off, flagsIf(head == length, flags&FUA)); err != nil {

@@ -13,15 +13,16 @@ func (tx *Tx) applyPermissions() error {
 			return err
 		}
 		need, share := cumulative(n)
-		if n.options.ReadOnly && need&(PermWrite|PermResize) != 0 && !n.filter {
+		o := n.now()
+		if o.options.ReadOnly && need&(PermWrite|PermResize) != 0 && !n.filter {
 			return &Error{Kind: KindReadOnly, Op: OpGraph, Node: n.name, Err: errReadOnly}
 		}
 		for _, e := range n.children {
 			childNeed, childShare := need, share
-			if n.permit != nil {
-				childNeed, childShare = n.permit.ChildPermissions(e.name, need, share)
+			if o.permit != nil {
+				childNeed, childShare = o.permit.ChildPermissions(e.name, need, share)
 			}
-			if n.options.ForceShare {
+			if o.options.ForceShare {
 				childShare = PermAll
 			}
 			tx.setEdge(e, childNeed, childShare)
@@ -34,7 +35,7 @@ func (tx *Tx) applyPermissions() error {
 	}
 	var takes []target
 	for _, n := range order {
-		if n.holder == nil || !tx.listed(n) {
+		if n.now().holder == nil || !tx.listed(n) {
 			continue
 		}
 		need, share := cumulative(n)
@@ -63,12 +64,12 @@ func (tx *Tx) hold(n *Node, want heldPerms) error {
 	if old == want {
 		return nil
 	}
-	if err := n.holder.SetPermissions(want.need, want.share); err != nil {
+	if err := n.now().holder.SetPermissions(want.need, want.share); err != nil {
 		return n.wrap(OpGraph, 0, 0, err)
 	}
 	n.held = want
 	tx.OnRollBack(func() {
-		if n.holder.SetPermissions(old.need, old.share) == nil {
+		if n.now().holder.SetPermissions(old.need, old.share) == nil {
 			n.held = old
 		}
 	})

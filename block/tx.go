@@ -16,7 +16,7 @@ type Tx struct {
 	touched []*Node        // nodes whose users changed
 	gates   []*Gate        // closed by this change
 	drained []*Node
-	hurried []*Node // whose drivers were told of a drain
+	hurried []Delayer // drivers that were told of a drain
 }
 
 // Graph is the graph that changes.
@@ -51,7 +51,7 @@ type NodeConfig struct {
 
 // AddNode opens a node. The node is in nobody's use until the change ends but for the caller's.
 func (tx *Tx) AddNode(c NodeConfig) (*Node, error) {
-	n := &Node{name: c.Name, driverName: c.DriverName, options: c.Options, filter: c.Filter, monitor: c.Monitor,
+	n := &Node{name: c.Name, driverName: c.DriverName, filter: c.Filter, monitor: c.Monitor,
 		implicit: c.Implicit || c.Name == ""}
 	if c.Name != "" {
 		if err := CheckNodeName(c.Name); err != nil {
@@ -68,13 +68,11 @@ func (tx *Tx) AddNode(c NodeConfig) (*Node, error) {
 	}
 	driver, err := c.Open(n.children)
 	if err != nil {
-		var e *Error
-		if errors.As(err, &e) {
-			return nil, err
-		}
-		return nil, &Error{Kind: KindOf(err), Op: OpOpen, Node: c.Name, Err: err}
+		return nil, openError(c.Name, err)
 	}
-	n.setDriver(driver)
+	n.state.Store(newOpened(driver, c.Options))
+	n.size.Store(driver.Size())
+	n.held.share = PermAll // a driver starts without locks; a roll-back must not tell it otherwise
 	tx.OnRollBack(func() { _ = driver.Close() })
 	tx.g.mu.Lock()
 	if n.name == "" {
@@ -90,6 +88,15 @@ func (tx *Tx) AddNode(c NodeConfig) (*Node, error) {
 	return n, nil
 }
 
+// openError gives what a driver says about its opening the node's name, unless it is an [Error] already.
+func openError(name string, err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		return err
+	}
+	return &Error{Kind: KindOf(err), Op: OpOpen, Node: name, Err: err}
+}
+
 // RemoveNode closes a node that nobody uses, and the nodes below it that only it used and that are not the operator's.
 func (tx *Tx) RemoveNode(n *Node) error {
 	if len(n.parents) > 0 {
@@ -100,7 +107,7 @@ func (tx *Tx) RemoveNode(n *Node) error {
 	for _, e := range n.children {
 		tx.unlink(e)
 	}
-	tx.OnCommit(func() error { return n.wrap(OpGraph, 0, 0, n.driver.Close()) })
+	tx.OnCommit(func() error { return n.wrap(OpGraph, 0, 0, n.Driver().Close()) })
 	for _, e := range n.children {
 		if below := e.Node(); !below.monitor && len(below.parents) == 0 {
 			if err := tx.RemoveNode(below); err != nil {
@@ -114,7 +121,7 @@ func (tx *Tx) RemoveNode(n *Node) error {
 // Attach makes a backend on n, with the permissions that it needs and shares. name is how errors call its user. A
 // backend that is attached while n is drained starts behind a closed gate.
 func (tx *Tx) Attach(n *Node, name string, need, share Perm) (*Backend, error) {
-	if need&(PermWrite|PermResize) != 0 && n.options.ReadOnly {
+	if need&(PermWrite|PermResize) != 0 && n.now().options.ReadOnly {
 		return nil, &Error{Kind: KindReadOnly, Op: OpGraph, Node: n.name, Err: errReadOnly}
 	}
 	b := &Backend{name: name}
@@ -251,8 +258,8 @@ func (tx *Tx) resume() {
 	for _, gate := range tx.gates {
 		gate.open()
 	}
-	for _, n := range tx.hurried {
-		n.delayer.EndDrain()
+	for _, d := range tx.hurried {
+		d.EndDrain()
 	}
 	tx.gates, tx.drained, tx.hurried = nil, nil, nil
 }
@@ -260,9 +267,9 @@ func (tx *Tx) resume() {
 // hurry has the drivers at n and below let go of the requests that they hold back.
 func (tx *Tx) hurry(n *Node) {
 	for _, below := range tx.topDown([]*Node{n}) {
-		if below.delayer != nil && !slices.Contains(tx.hurried, below) {
-			below.delayer.BeginDrain()
-			tx.hurried = append(tx.hurried, below)
+		if d := below.now().delayer; d != nil && !slices.Contains(tx.hurried, d) {
+			d.BeginDrain()
+			tx.hurried = append(tx.hurried, d)
 		}
 	}
 }
@@ -314,7 +321,11 @@ func (tx *Tx) Resize(ctx context.Context, n *Node, size int64) error {
 	if err := tx.Drain(ctx, nil, n); err != nil {
 		return err
 	}
-	if err := n.resize(ctx, (size+511)&^511); err != nil {
+	size = (size + 511) &^ 511
+	if err := tx.g.bitmapsFitAbove(n, size); err != nil {
+		return err
+	}
+	if err := n.resize(ctx, size); err != nil {
 		return err
 	}
 	tx.g.measureAbove(n)
@@ -329,7 +340,7 @@ func (g *Graph) measureAbove(n *Node) {
 	g.mu.RUnlock()
 	for _, e := range parents {
 		if e.parent != nil {
-			e.parent.size.Store(e.parent.driver.Size())
+			e.parent.measure()
 			g.measureAbove(e.parent)
 		}
 	}

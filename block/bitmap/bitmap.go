@@ -17,6 +17,7 @@ package bitmap
 
 import (
 	"fmt"
+	"math"
 	"math/bits"
 
 	"github.com/bits-and-blooms/bitset"
@@ -42,8 +43,8 @@ func NewLayout(size, granularity int64) (Layout, error) {
 	if granularity <= 0 || granularity&(granularity-1) != 0 {
 		return Layout{}, fmt.Errorf("granularity %d is not a power of 2", granularity)
 	}
-	if size < 0 {
-		return Layout{}, fmt.Errorf("size %d is negative", size)
+	if size < 0 || size > math.MaxInt64-granularity {
+		return Layout{}, fmt.Errorf("size %d is not from 0 to %d", size, math.MaxInt64-granularity)
 	}
 	return Layout{size, uint(bits.TrailingZeros64(uint64(granularity)))}, nil
 }

@@ -41,18 +41,22 @@ type Handlers struct {
 	exports *export.Registry
 	nbd     *nbdserver.Server
 	objects map[string]object
+	opened  map[*block.Node]*openedNode // what nodes were opened with
 }
 
 // object is something made by object-add.
 type object struct {
-	group *throttle.Group // nil for an iothread, which has no effect here
+	kind     api.ObjectType
+	group    *throttle.Group         // of a throttle-group
+	iothread *api.IothreadProperties // of an iothread, which has no effect here
 }
 
 var _ api.Commands = (*Handlers)(nil)
 
 // New makes handlers with an empty graph.
 func New(c Config) *Handlers {
-	h := &Handlers{config: c, graph: block.NewGraph(), objects: map[string]object{}}
+	h := &Handlers{config: c, graph: block.NewGraph(), objects: map[string]object{},
+		opened: map[*block.Node]*openedNode{}}
 	h.jobs = job.NewRegistry(jobEvents{c.Emit})
 	h.exports = export.NewRegistry(func(id string) { c.Emit(&api.BlockExportDeletedEvent{ID: id}) })
 	h.nbd = nbdserver.New(h.graph, h.exports, c.NBD)

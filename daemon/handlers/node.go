@@ -10,6 +10,7 @@ import (
 	"github.com/blkmirror/blkmirror/block/driver/file"
 	"github.com/blkmirror/blkmirror/block/driver/null"
 	"github.com/blkmirror/blkmirror/block/driver/raw"
+	"github.com/blkmirror/blkmirror/block/filter/fault"
 	"github.com/blkmirror/blkmirror/block/filter/throttle"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
@@ -43,38 +44,78 @@ func (h *Handlers) open(tx *block.Tx, o *api.BlockdevOptions, parent *nodeOption
 	}
 	c := block.NodeConfig{Name: qmp.Or(o.NodeName, ""), DriverName: string(o.Driver), Options: options.Options,
 		Monitor: parent == nil}
-	// child opens or finds the node below and makes the driver on the edge to it.
-	child := func(ref api.BlockdevRef, make func(e *block.Edge) (block.Driver, error)) error {
-		below, err := h.child(tx, ref, options)
-		c.Children = []block.Child{{Name: "file", Node: below}}
-		c.Open = func(edges []*block.Edge) (block.Driver, error) { return make(edges[0]) }
-		return err
+	if c.Open, err = h.driver(o, options); err != nil {
+		return nil, err
 	}
+	role, ref := childOf(o)
+	if ref != nil {
+		below, err := h.child(tx, *ref, options)
+		if err != nil {
+			return nil, err
+		}
+		c.Children = []block.Child{{Name: role, Node: below}}
+	}
+	n, err := tx.AddNode(c)
+	if err != nil {
+		return nil, err
+	}
+	h.opened[n] = &openedNode{options: o, resolved: *options}
+	tx.OnRollBack(func() { delete(h.opened, n) })
+	if ref != nil && ref.Definition != nil {
+		h.opened[c.Children[0].Node].parent = n
+	}
+	return n, nil
+}
+
+// openedNode remembers what a node was opened with, for when it is reopened.
+type openedNode struct {
+	options  *api.BlockdevOptions // as the operator gave them
+	resolved nodeOptions          // with what it inherited
+	parent   *block.Node          // the node above that defines it inline and that it inherits from; nil if there is none
+}
+
+// childOf is the role of a node's child and what options say of it; nil if the driver has no child.
+func childOf(o *api.BlockdevOptions) (role string, ref *api.BlockdevRef) {
+	switch {
+	case o.Raw != nil:
+		return "file", &o.Raw.File
+	case o.Throttle != nil:
+		return "file", &o.Throttle.File
+	case o.Blkdebug != nil:
+		return "image", &o.Blkdebug.Image
+	}
+	return "", nil
+}
+
+// driver is how the driver that options describe is made on the edges to its children.
+func (h *Handlers) driver(o *api.BlockdevOptions, n *nodeOptions) (func(edges []*block.Edge) (block.Driver, error), error) {
+	type edges = []*block.Edge
 	switch {
 	case o.File != nil:
-		c.Open = func([]*block.Edge) (block.Driver, error) { return openFile(o.File, options, false) }
+		return func(edges) (block.Driver, error) { return openFile(o.File, n, false) }, nil
 	case o.HostDevice != nil:
-		c.Open = func([]*block.Edge) (block.Driver, error) { return openFile(o.HostDevice, options, true) }
+		return func(edges) (block.Driver, error) { return openFile(o.HostDevice, n, true) }, nil
 	case o.NullCo != nil:
-		c.Open = func([]*block.Edge) (block.Driver, error) { return openNull(o.NullCo) }
+		return func(edges) (block.Driver, error) { return openNull(o.NullCo) }, nil
 	case o.NullAIO != nil:
-		c.Open = func([]*block.Edge) (block.Driver, error) { return openNull(o.NullAIO) }
+		return func(edges) (block.Driver, error) { return openNull(o.NullAIO) }, nil
 	case o.Raw != nil:
 		window := raw.Options{Offset: qmp.Or(o.Raw.Offset, 0), Size: o.Raw.Size}
-		err = child(o.Raw.File, func(e *block.Edge) (block.Driver, error) { return raw.Open(e, window) })
+		return func(e edges) (block.Driver, error) { return raw.Open(e[0], window) }, nil
 	case o.Throttle != nil:
 		group := h.objects[o.Throttle.ThrottleGroup].group
 		if group == nil {
 			return nil, qmp.Errorf("Throttle group '%s' does not exist", o.Throttle.ThrottleGroup)
 		}
-		err = child(o.Throttle.File, func(e *block.Edge) (block.Driver, error) { return throttle.Open(e, group), nil })
-	default:
-		return nil, qmp.Errorf("Driver '%s' cannot be opened here", o.Driver)
+		return func(e edges) (block.Driver, error) { return throttle.Open(e[0], group), nil }, nil
+	case o.Blkdebug != nil:
+		rules, err := faultOptions(o.Blkdebug)
+		if err != nil {
+			return nil, err
+		}
+		return func(e edges) (block.Driver, error) { return fault.Open(e[0], rules) }, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	return tx.AddNode(c)
+	return nil, qmp.Errorf("Driver '%s' cannot be opened here", o.Driver)
 }
 
 // child finds the node that a reference names, with the filters over it, or opens the one that it defines.
@@ -156,6 +197,7 @@ func openNull(o *api.BlockdevOptionsNull) (block.Driver, error) {
 
 // BlockdevDel closes a node.
 func (h *Handlers) BlockdevDel(ctx context.Context, args *api.BlockdevDelArguments) error {
+	defer h.forgetClosed()
 	return h.graph.Change(ctx, func(tx *block.Tx) error {
 		n, err := h.graph.Node(args.NodeName)
 		if err != nil {
@@ -169,6 +211,15 @@ func (h *Handlers) BlockdevDel(ctx context.Context, args *api.BlockdevDelArgumen
 		}
 		return tx.RemoveNode(n)
 	})
+}
+
+// forgetClosed forgets what nodes that are gone were opened with.
+func (h *Handlers) forgetClosed() {
+	for n := range h.opened {
+		if other, err := h.graph.Node(n.Name()); err != nil || other != n {
+			delete(h.opened, n)
+		}
+	}
 }
 
 // BlockResize changes the length of a node.

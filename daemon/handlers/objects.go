@@ -4,6 +4,7 @@ package handlers
 
 import (
 	"context"
+	"math"
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/filter/throttle"
@@ -19,13 +20,14 @@ func (h *Handlers) ObjectAdd(_ context.Context, o *api.ObjectOptions) error {
 	if _, taken := h.objects[o.ID]; taken {
 		return qmp.Errorf("attempt to add duplicate property '%s' to object (type 'container')", o.ID)
 	}
-	var made object
-	if o.ThrottleGroup != nil {
-		var limits throttle.Limits
-		if l := o.ThrottleGroup.Limits; l != nil {
-			limits = throttleLimits(l)
+	made := object{kind: o.QOMType, iothread: o.Iothread}
+	if o.Iothread != nil {
+		if err := checkIothread(o.Iothread); err != nil {
+			return err
 		}
-		group, err := throttle.NewGroup(o.ID, limits)
+	}
+	if o.ThrottleGroup != nil {
+		group, err := throttle.NewGroup(o.ID, throttleLimits(throttle.Limits{}, o.ThrottleGroup.Limits))
 		if err != nil {
 			return err
 		}
@@ -35,18 +37,36 @@ func (h *Handlers) ObjectAdd(_ context.Context, o *api.ObjectOptions) error {
 	return nil
 }
 
-func throttleLimits(l *api.ThrottleLimits) throttle.Limits {
-	limit := func(average, most, length *int64) throttle.Limit {
-		return throttle.Limit{Average: qmp.Or(average, 0), Max: qmp.Or(most, 0), MaxLength: qmp.Or(length, 0)}
+// checkIothread says which number of an iothread makes no sense.
+func checkIothread(i *api.IothreadProperties) error {
+	for _, p := range propertiesOf(api.ObjectTypeIothread) {
+		if value := p.get(object{iothread: i}).(int64); value < 0 {
+			return qmp.Errorf("%s value must be in range [0, %d]", p.name, int64(math.MaxInt64))
+		}
+	}
+	if least, most := qmp.Or(i.ThreadPoolMin, 0), qmp.Or(i.ThreadPoolMax, 64); most == 0 || least > most {
+		return qmp.Errorf("bad thread-pool-min/thread-pool-max values")
+	}
+	return nil
+}
+
+// throttleLimits is base with the changes of l, nil for none.
+func throttleLimits(base throttle.Limits, l *api.ThrottleLimits) throttle.Limits {
+	if l == nil {
+		return base
+	}
+	limit := func(base throttle.Limit, average, most, length *int64) throttle.Limit {
+		return throttle.Limit{Average: qmp.Or(average, base.Average), Max: qmp.Or(most, base.Max),
+			MaxLength: qmp.Or(length, base.MaxLength)}
 	}
 	return throttle.Limits{
-		BPSTotal:  limit(l.BPSTotal, l.BPSTotalMax, l.BPSTotalMaxLength),
-		BPSRead:   limit(l.BPSRead, l.BPSReadMax, l.BPSReadMaxLength),
-		BPSWrite:  limit(l.BPSWrite, l.BPSWriteMax, l.BPSWriteMaxLength),
-		IOPSTotal: limit(l.IOPSTotal, l.IOPSTotalMax, l.IOPSTotalMaxLength),
-		IOPSRead:  limit(l.IOPSRead, l.IOPSReadMax, l.IOPSReadMaxLength),
-		IOPSWrite: limit(l.IOPSWrite, l.IOPSWriteMax, l.IOPSWriteMaxLength),
-		IOPSSize:  qmp.Or(l.IOPSSize, 0),
+		BPSTotal:  limit(base.BPSTotal, l.BPSTotal, l.BPSTotalMax, l.BPSTotalMaxLength),
+		BPSRead:   limit(base.BPSRead, l.BPSRead, l.BPSReadMax, l.BPSReadMaxLength),
+		BPSWrite:  limit(base.BPSWrite, l.BPSWrite, l.BPSWriteMax, l.BPSWriteMaxLength),
+		IOPSTotal: limit(base.IOPSTotal, l.IOPSTotal, l.IOPSTotalMax, l.IOPSTotalMaxLength),
+		IOPSRead:  limit(base.IOPSRead, l.IOPSRead, l.IOPSReadMax, l.IOPSReadMaxLength),
+		IOPSWrite: limit(base.IOPSWrite, l.IOPSWrite, l.IOPSWriteMax, l.IOPSWriteMaxLength),
+		IOPSSize:  qmp.Or(l.IOPSSize, base.IOPSSize),
 	}
 }
 
@@ -58,7 +78,7 @@ func (h *Handlers) ObjectDel(_ context.Context, a *api.ObjectDelArguments) error
 	}
 	for _, n := range h.graph.Nodes() {
 		if t, ok := n.Driver().(*throttle.Throttle); ok && t.Group() == o.group {
-			return qmp.Errorf("Cannot delete throttle group '%s': node '%s' uses it", a.ID, n.Name())
+			return qmp.Errorf("Cannot delete throttle group '%s' with active references: node '%s' uses it", a.ID, n.Name())
 		}
 	}
 	delete(h.objects, a.ID)

@@ -4,6 +4,7 @@ package handlers
 
 import (
 	"context"
+	"slices"
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/filter/throttle"
@@ -37,11 +38,17 @@ func describe(n *block.Node) api.BlockDeviceInfo {
 	for _, e := range n.Children() {
 		info.Children = append(info.Children, api.BlockdevChild{Child: e.Name(), NodeName: e.Node().Name()})
 	}
+	info.WriteThreshold = n.WriteThreshold()
+	var bitmaps []block.BitmapInfo
+	for _, b := range slices.Backward(n.Bitmaps()) { // the newest first, as everything here
+		bitmaps = append(bitmaps, b.Info())
+	}
 	if reporter, ok := n.Driver().(block.BitmapReporter); ok {
-		for _, b := range reporter.Bitmaps() {
-			info.DirtyBitmaps = append(info.DirtyBitmaps, api.BlockDirtyInfo{Name: nonEmpty(b.Name), Count: b.Count,
-				Granularity: uint32(b.Granularity), Recording: b.Recording, Busy: b.Busy, Persistent: b.Persistent})
-		}
+		bitmaps = append(bitmaps, reporter.Bitmaps()...)
+	}
+	for _, b := range bitmaps {
+		info.DirtyBitmaps = append(info.DirtyBitmaps, api.BlockDirtyInfo{Name: nonEmpty(b.Name), Count: b.Count,
+			Granularity: uint32(b.Granularity), Recording: b.Recording, Busy: b.Busy, Persistent: b.Persistent})
 	}
 	if t, ok := n.Driver().(*throttle.Throttle); ok {
 		describeThrottle(&info, t.Group())

@@ -7,6 +7,322 @@ package api
 import "github.com/blkmirror/blkmirror/qmp"
 
 // EncodeQMP writes v.
+func (v *BlockDirtyBitmapAdd) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockDirtyBitmapAdd) encodeMembers(e *qmp.Encoder) {
+	e.Key("node")
+	e.String(v.Node)
+	e.Key("name")
+	e.String(v.Name)
+	if v.Granularity != nil {
+		e.Key("granularity")
+		e.Uint(uint64(*v.Granularity))
+	}
+	if v.Persistent != nil {
+		e.Key("persistent")
+		e.Bool(*v.Persistent)
+	}
+	if v.Disabled != nil {
+		e.Key("disabled")
+		e.Bool(*v.Disabled)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockDirtyBitmapAdd) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockDirtyBitmapAdd) decodeMembers(m *qmp.Members) {
+	v.Node = m.Required("node").Text()
+	v.Name = m.Required("name").Text()
+	if p := m.Optional("granularity"); p.Present() {
+		v.Granularity = new(uint32(p.Uint(32)))
+	}
+	if p := m.Optional("persistent"); p.Present() {
+		v.Persistent = new(p.Bool())
+	}
+	if p := m.Optional("disabled"); p.Present() {
+		v.Disabled = new(p.Bool())
+	}
+}
+
+// EncodeQMP writes v.
+func (v *BlockDirtyBitmapMerge) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockDirtyBitmapMerge) encodeMembers(e *qmp.Encoder) {
+	e.Key("node")
+	e.String(v.Node)
+	e.Key("target")
+	e.String(v.Target)
+	e.Key("bitmaps")
+	e.BeginArray()
+	for i := range v.Bitmaps {
+		e.Elem()
+		v.Bitmaps[i].EncodeQMP(e)
+	}
+	e.EndArray()
+}
+
+// DecodeQMP fills v.
+func (v *BlockDirtyBitmapMerge) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockDirtyBitmapMerge) decodeMembers(m *qmp.Members) {
+	v.Node = m.Required("node").Text()
+	v.Target = m.Required("target").Text()
+	if p := m.Required("bitmaps"); p.Present() {
+		l := p.List()
+		v.Bitmaps = make([]BlockDirtyBitmapOrStr, l.Len())
+		for i := range v.Bitmaps {
+			v.Bitmaps[i].DecodeQMP(l.At(i))
+		}
+	}
+}
+
+// EncodeQMP writes v.
+func (v *BlockDirtyBitmapSha256) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockDirtyBitmapSha256) encodeMembers(e *qmp.Encoder) {
+	e.Key("sha256")
+	e.String(v.Sha256)
+}
+
+// DecodeQMP fills v.
+func (v *BlockDirtyBitmapSha256) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockDirtyBitmapSha256) decodeMembers(m *qmp.Members) {
+	v.Sha256 = m.Required("sha256").Text()
+}
+
+// EncodeQMP writes v.
+func (v *Abort) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *Abort) encodeMembers(e *qmp.Encoder) {
+}
+
+// DecodeQMP fills v.
+func (v *Abort) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *Abort) decodeMembers(m *qmp.Members) {
+}
+
+// EncodeQMP writes v.
+func (v *TransactionProperties) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *TransactionProperties) encodeMembers(e *qmp.Encoder) {
+	if v.CompletionMode != "" {
+		e.Key("completion-mode")
+		e.String(string(v.CompletionMode))
+	}
+}
+
+// DecodeQMP fills v.
+func (v *TransactionProperties) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *TransactionProperties) decodeMembers(m *qmp.Members) {
+	if p := m.Optional("completion-mode"); p.Present() {
+		v.CompletionMode = qmp.DecodeEnum[ActionCompletionMode](p)
+	}
+}
+
+// EncodeQMP writes v.
+func (v *AbortWrapper) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *AbortWrapper) encodeMembers(e *qmp.Encoder) {
+	e.Key("data")
+	v.Data.EncodeQMP(e)
+}
+
+// DecodeQMP fills v.
+func (v *AbortWrapper) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *AbortWrapper) decodeMembers(m *qmp.Members) {
+	v.Data.DecodeQMP(m.Required("data"))
+}
+
+// EncodeQMP writes v.
+func (v *BlockDirtyBitmapAddWrapper) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockDirtyBitmapAddWrapper) encodeMembers(e *qmp.Encoder) {
+	e.Key("data")
+	v.Data.EncodeQMP(e)
+}
+
+// DecodeQMP fills v.
+func (v *BlockDirtyBitmapAddWrapper) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockDirtyBitmapAddWrapper) decodeMembers(m *qmp.Members) {
+	v.Data.DecodeQMP(m.Required("data"))
+}
+
+// EncodeQMP writes v.
+func (v *BlockDirtyBitmapWrapper) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockDirtyBitmapWrapper) encodeMembers(e *qmp.Encoder) {
+	e.Key("data")
+	v.Data.EncodeQMP(e)
+}
+
+// DecodeQMP fills v.
+func (v *BlockDirtyBitmapWrapper) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockDirtyBitmapWrapper) decodeMembers(m *qmp.Members) {
+	v.Data.DecodeQMP(m.Required("data"))
+}
+
+// EncodeQMP writes v.
+func (v *BlockDirtyBitmapMergeWrapper) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockDirtyBitmapMergeWrapper) encodeMembers(e *qmp.Encoder) {
+	e.Key("data")
+	v.Data.EncodeQMP(e)
+}
+
+// DecodeQMP fills v.
+func (v *BlockDirtyBitmapMergeWrapper) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockDirtyBitmapMergeWrapper) decodeMembers(m *qmp.Members) {
+	v.Data.DecodeQMP(m.Required("data"))
+}
+
+// EncodeQMP writes v.
+func (v *TransactionAction) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *TransactionAction) encodeMembers(e *qmp.Encoder) {
+	e.Key("type")
+	e.String(string(v.Type))
+	if v.Type == TransactionActionKindAbort && v.Abort != nil {
+		v.Abort.encodeMembers(e)
+	}
+	if v.Type == TransactionActionKindBlockDirtyBitmapAdd && v.BlockDirtyBitmapAdd != nil {
+		v.BlockDirtyBitmapAdd.encodeMembers(e)
+	}
+	if v.Type == TransactionActionKindBlockDirtyBitmapRemove && v.BlockDirtyBitmapRemove != nil {
+		v.BlockDirtyBitmapRemove.encodeMembers(e)
+	}
+	if v.Type == TransactionActionKindBlockDirtyBitmapClear && v.BlockDirtyBitmapClear != nil {
+		v.BlockDirtyBitmapClear.encodeMembers(e)
+	}
+	if v.Type == TransactionActionKindBlockDirtyBitmapEnable && v.BlockDirtyBitmapEnable != nil {
+		v.BlockDirtyBitmapEnable.encodeMembers(e)
+	}
+	if v.Type == TransactionActionKindBlockDirtyBitmapDisable && v.BlockDirtyBitmapDisable != nil {
+		v.BlockDirtyBitmapDisable.encodeMembers(e)
+	}
+	if v.Type == TransactionActionKindBlockDirtyBitmapMerge && v.BlockDirtyBitmapMerge != nil {
+		v.BlockDirtyBitmapMerge.encodeMembers(e)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *TransactionAction) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *TransactionAction) decodeMembers(m *qmp.Members) {
+	v.Type = qmp.DecodeEnum[TransactionActionKind](m.Required("type"))
+	switch v.Type {
+	case TransactionActionKindAbort:
+		v.Abort = new(AbortWrapper)
+		v.Abort.decodeMembers(m)
+	case TransactionActionKindBlockDirtyBitmapAdd:
+		v.BlockDirtyBitmapAdd = new(BlockDirtyBitmapAddWrapper)
+		v.BlockDirtyBitmapAdd.decodeMembers(m)
+	case TransactionActionKindBlockDirtyBitmapRemove:
+		v.BlockDirtyBitmapRemove = new(BlockDirtyBitmapWrapper)
+		v.BlockDirtyBitmapRemove.decodeMembers(m)
+	case TransactionActionKindBlockDirtyBitmapClear:
+		v.BlockDirtyBitmapClear = new(BlockDirtyBitmapWrapper)
+		v.BlockDirtyBitmapClear.decodeMembers(m)
+	case TransactionActionKindBlockDirtyBitmapEnable:
+		v.BlockDirtyBitmapEnable = new(BlockDirtyBitmapWrapper)
+		v.BlockDirtyBitmapEnable.decodeMembers(m)
+	case TransactionActionKindBlockDirtyBitmapDisable:
+		v.BlockDirtyBitmapDisable = new(BlockDirtyBitmapWrapper)
+		v.BlockDirtyBitmapDisable.decodeMembers(m)
+	case TransactionActionKindBlockDirtyBitmapMerge:
+		v.BlockDirtyBitmapMerge = new(BlockDirtyBitmapMergeWrapper)
+		v.BlockDirtyBitmapMerge.decodeMembers(m)
+	}
+}
+
+// EncodeQMP writes v.
 func (v *VersionTriple) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -914,6 +1230,10 @@ func (v *JobWork) encodeMembers(e *qmp.Encoder) {
 		e.Key("seconds-left")
 		e.Int(*v.SecondsLeft)
 	}
+	if v.GuestWriteDelayNS != nil {
+		e.Key("guest-write-delay-ns")
+		e.Int(*v.GuestWriteDelayNS)
+	}
 }
 
 // DecodeQMP fills v.
@@ -944,6 +1264,9 @@ func (v *JobWork) decodeMembers(m *qmp.Members) {
 	}
 	if p := m.Optional("seconds-left"); p.Present() {
 		v.SecondsLeft = new(p.Int(64))
+	}
+	if p := m.Optional("guest-write-delay-ns"); p.Present() {
+		v.GuestWriteDelayNS = new(p.Int(64))
 	}
 }
 
@@ -1363,6 +1686,247 @@ func (v *BlockdevOptionsThrottle) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *BlkdebugInjectErrorOptions) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlkdebugInjectErrorOptions) encodeMembers(e *qmp.Encoder) {
+	e.Key("event")
+	e.String(string(v.Event))
+	if v.State != nil {
+		e.Key("state")
+		e.Int(*v.State)
+	}
+	if v.Iotype != "" {
+		e.Key("iotype")
+		e.String(string(v.Iotype))
+	}
+	if v.Errno != nil {
+		e.Key("errno")
+		e.Int(*v.Errno)
+	}
+	if v.Sector != nil {
+		e.Key("sector")
+		e.Int(*v.Sector)
+	}
+	if v.Once != nil {
+		e.Key("once")
+		e.Bool(*v.Once)
+	}
+	if v.Immediately != nil {
+		e.Key("immediately")
+		e.Bool(*v.Immediately)
+	}
+	if v.DelayNS != nil {
+		e.Key("delay-ns")
+		e.Uint(*v.DelayNS)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlkdebugInjectErrorOptions) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlkdebugInjectErrorOptions) decodeMembers(m *qmp.Members) {
+	v.Event = qmp.DecodeEnum[BlkdebugEvent](m.Required("event"))
+	if p := m.Optional("state"); p.Present() {
+		v.State = new(p.Int(64))
+	}
+	if p := m.Optional("iotype"); p.Present() {
+		v.Iotype = qmp.DecodeEnum[BlkdebugIOType](p)
+	}
+	if p := m.Optional("errno"); p.Present() {
+		v.Errno = new(p.Int(64))
+	}
+	if p := m.Optional("sector"); p.Present() {
+		v.Sector = new(p.Int(64))
+	}
+	if p := m.Optional("once"); p.Present() {
+		v.Once = new(p.Bool())
+	}
+	if p := m.Optional("immediately"); p.Present() {
+		v.Immediately = new(p.Bool())
+	}
+	if p := m.Optional("delay-ns"); p.Present() {
+		v.DelayNS = new(p.Uint(64))
+	}
+}
+
+// EncodeQMP writes v.
+func (v *BlkdebugSetStateOptions) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlkdebugSetStateOptions) encodeMembers(e *qmp.Encoder) {
+	e.Key("event")
+	e.String(string(v.Event))
+	if v.State != nil {
+		e.Key("state")
+		e.Int(*v.State)
+	}
+	e.Key("new_state")
+	e.Int(v.NewState)
+}
+
+// DecodeQMP fills v.
+func (v *BlkdebugSetStateOptions) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlkdebugSetStateOptions) decodeMembers(m *qmp.Members) {
+	v.Event = qmp.DecodeEnum[BlkdebugEvent](m.Required("event"))
+	if p := m.Optional("state"); p.Present() {
+		v.State = new(p.Int(64))
+	}
+	v.NewState = m.Required("new_state").Int(64)
+}
+
+// EncodeQMP writes v.
+func (v *BlockdevOptionsBlkdebug) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockdevOptionsBlkdebug) encodeMembers(e *qmp.Encoder) {
+	e.Key("image")
+	v.Image.EncodeQMP(e)
+	if v.Config != nil {
+		e.Key("config")
+		e.String(*v.Config)
+	}
+	if v.Align != nil {
+		e.Key("align")
+		e.Int(*v.Align)
+	}
+	if v.MaxTransfer != nil {
+		e.Key("max-transfer")
+		e.Int(int64(*v.MaxTransfer))
+	}
+	if v.OptWriteZero != nil {
+		e.Key("opt-write-zero")
+		e.Int(int64(*v.OptWriteZero))
+	}
+	if v.MaxWriteZero != nil {
+		e.Key("max-write-zero")
+		e.Int(int64(*v.MaxWriteZero))
+	}
+	if v.OptDiscard != nil {
+		e.Key("opt-discard")
+		e.Int(int64(*v.OptDiscard))
+	}
+	if v.MaxDiscard != nil {
+		e.Key("max-discard")
+		e.Int(int64(*v.MaxDiscard))
+	}
+	if v.InjectError != nil {
+		e.Key("inject-error")
+		e.BeginArray()
+		for i := range v.InjectError {
+			e.Elem()
+			v.InjectError[i].EncodeQMP(e)
+		}
+		e.EndArray()
+	}
+	if v.SetState != nil {
+		e.Key("set-state")
+		e.BeginArray()
+		for i := range v.SetState {
+			e.Elem()
+			v.SetState[i].EncodeQMP(e)
+		}
+		e.EndArray()
+	}
+	if v.TakeChildPerms != nil {
+		e.Key("take-child-perms")
+		e.BeginArray()
+		for i := range v.TakeChildPerms {
+			e.Elem()
+			e.String(string(v.TakeChildPerms[i]))
+		}
+		e.EndArray()
+	}
+	if v.UnshareChildPerms != nil {
+		e.Key("unshare-child-perms")
+		e.BeginArray()
+		for i := range v.UnshareChildPerms {
+			e.Elem()
+			e.String(string(v.UnshareChildPerms[i]))
+		}
+		e.EndArray()
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockdevOptionsBlkdebug) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockdevOptionsBlkdebug) decodeMembers(m *qmp.Members) {
+	v.Image.DecodeQMP(m.Required("image"))
+	if p := m.Optional("config"); p.Present() {
+		v.Config = new(p.Text())
+	}
+	if p := m.Optional("align"); p.Present() {
+		v.Align = new(p.Int(64))
+	}
+	if p := m.Optional("max-transfer"); p.Present() {
+		v.MaxTransfer = new(int32(p.Int(32)))
+	}
+	if p := m.Optional("opt-write-zero"); p.Present() {
+		v.OptWriteZero = new(int32(p.Int(32)))
+	}
+	if p := m.Optional("max-write-zero"); p.Present() {
+		v.MaxWriteZero = new(int32(p.Int(32)))
+	}
+	if p := m.Optional("opt-discard"); p.Present() {
+		v.OptDiscard = new(int32(p.Int(32)))
+	}
+	if p := m.Optional("max-discard"); p.Present() {
+		v.MaxDiscard = new(int32(p.Int(32)))
+	}
+	if p := m.Optional("inject-error"); p.Present() {
+		l := p.List()
+		v.InjectError = make([]BlkdebugInjectErrorOptions, l.Len())
+		for i := range v.InjectError {
+			v.InjectError[i].DecodeQMP(l.At(i))
+		}
+	}
+	if p := m.Optional("set-state"); p.Present() {
+		l := p.List()
+		v.SetState = make([]BlkdebugSetStateOptions, l.Len())
+		for i := range v.SetState {
+			v.SetState[i].DecodeQMP(l.At(i))
+		}
+	}
+	if p := m.Optional("take-child-perms"); p.Present() {
+		l := p.List()
+		v.TakeChildPerms = make([]BlockPermission, l.Len())
+		for i := range v.TakeChildPerms {
+			v.TakeChildPerms[i] = qmp.DecodeEnum[BlockPermission](l.At(i))
+		}
+	}
+	if p := m.Optional("unshare-child-perms"); p.Present() {
+		l := p.List()
+		v.UnshareChildPerms = make([]BlockPermission, l.Len())
+		for i := range v.UnshareChildPerms {
+			v.UnshareChildPerms[i] = qmp.DecodeEnum[BlockPermission](l.At(i))
+		}
+	}
+}
+
+// EncodeQMP writes v.
 func (v *BlockdevOptions) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -1403,6 +1967,9 @@ func (v *BlockdevOptions) encodeMembers(e *qmp.Encoder) {
 	if v.DetectZeroes != "" {
 		e.Key("detect-zeroes")
 		e.String(string(v.DetectZeroes))
+	}
+	if v.Driver == BlockdevDriverBlkdebug && v.Blkdebug != nil {
+		v.Blkdebug.encodeMembers(e)
 	}
 	if v.Driver == BlockdevDriverFile && v.File != nil {
 		v.File.encodeMembers(e)
@@ -1459,6 +2026,9 @@ func (v *BlockdevOptions) decodeMembers(m *qmp.Members) {
 		v.DetectZeroes = qmp.DecodeEnum[BlockdevDetectZeroesOptions](p)
 	}
 	switch v.Driver {
+	case BlockdevDriverBlkdebug:
+		v.Blkdebug = new(BlockdevOptionsBlkdebug)
+		v.Blkdebug.decodeMembers(m)
 	case BlockdevDriverFile:
 		v.File = new(BlockdevOptionsFile)
 		v.File.decodeMembers(m)
@@ -1868,6 +2438,32 @@ func (v *ObjectOptions) decodeMembers(m *qmp.Members) {
 		v.ThrottleGroup = new(ThrottleGroupProperties)
 		v.ThrottleGroup.decodeMembers(m)
 	}
+}
+
+// EncodeQMP writes v.
+func (v *ObjectPropertyInfo) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *ObjectPropertyInfo) encodeMembers(e *qmp.Encoder) {
+	e.Key("name")
+	e.String(v.Name)
+	e.Key("type")
+	e.String(v.Type)
+}
+
+// DecodeQMP fills v.
+func (v *ObjectPropertyInfo) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *ObjectPropertyInfo) decodeMembers(m *qmp.Members) {
+	v.Name = m.Required("name").Text()
+	v.Type = m.Required("type").Text()
 }
 
 // EncodeQMP writes v.
@@ -3105,6 +3701,48 @@ func (v *ChardevOptions) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *TransactionArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *TransactionArguments) encodeMembers(e *qmp.Encoder) {
+	e.Key("actions")
+	e.BeginArray()
+	for i := range v.Actions {
+		e.Elem()
+		v.Actions[i].EncodeQMP(e)
+	}
+	e.EndArray()
+	if v.Properties != nil {
+		e.Key("properties")
+		v.Properties.EncodeQMP(e)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *TransactionArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *TransactionArguments) decodeMembers(m *qmp.Members) {
+	if p := m.Required("actions"); p.Present() {
+		l := p.List()
+		v.Actions = make([]TransactionAction, l.Len())
+		for i := range v.Actions {
+			v.Actions[i].DecodeQMP(l.At(i))
+		}
+	}
+	if p := m.Optional("properties"); p.Present() {
+		v.Properties = new(TransactionProperties)
+		v.Properties.DecodeQMP(p)
+	}
+}
+
+// EncodeQMP writes v.
 func (v *QMPCapabilitiesArguments) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -3255,6 +3893,10 @@ func (v *BlockdevMirrorArguments) encodeMembers(e *qmp.Encoder) {
 		e.Key("target-is-zero")
 		e.Bool(*v.TargetIsZero)
 	}
+	if v.Bitmap != nil {
+		e.Key("bitmap")
+		e.String(*v.Bitmap)
+	}
 }
 
 // DecodeQMP fills v.
@@ -3303,6 +3945,9 @@ func (v *BlockdevMirrorArguments) decodeMembers(m *qmp.Members) {
 	}
 	if p := m.Optional("target-is-zero"); p.Present() {
 		v.TargetIsZero = new(p.Bool())
+	}
+	if p := m.Optional("bitmap"); p.Present() {
+		v.Bitmap = new(p.Text())
 	}
 }
 
@@ -3837,6 +4482,35 @@ func (v *BlockJobErrorEvent) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *BlockJobCopyModeChangedEvent) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockJobCopyModeChangedEvent) encodeMembers(e *qmp.Encoder) {
+	e.Key("device")
+	e.String(v.Device)
+	e.Key("copy-mode")
+	e.String(string(v.CopyMode))
+	e.Key("reason")
+	e.String(v.Reason)
+}
+
+// DecodeQMP fills v.
+func (v *BlockJobCopyModeChangedEvent) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockJobCopyModeChangedEvent) decodeMembers(m *qmp.Members) {
+	v.Device = m.Required("device").Text()
+	v.CopyMode = qmp.DecodeEnum[MirrorCopyMode](m.Required("copy-mode"))
+	v.Reason = m.Required("reason").Text()
+}
+
+// EncodeQMP writes v.
 func (v *BlockdevDelArguments) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -3923,6 +4597,103 @@ func (v *BlockdevCreateArguments) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *BlockdevReopenArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockdevReopenArguments) encodeMembers(e *qmp.Encoder) {
+	e.Key("options")
+	e.BeginArray()
+	for i := range v.Options {
+		e.Elem()
+		v.Options[i].EncodeQMP(e)
+	}
+	e.EndArray()
+}
+
+// DecodeQMP fills v.
+func (v *BlockdevReopenArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockdevReopenArguments) decodeMembers(m *qmp.Members) {
+	if p := m.Required("options"); p.Present() {
+		l := p.List()
+		v.Options = make([]BlockdevOptions, l.Len())
+		for i := range v.Options {
+			v.Options[i].DecodeQMP(l.At(i))
+		}
+	}
+}
+
+// EncodeQMP writes v.
+func (v *BlockSetWriteThresholdArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockSetWriteThresholdArguments) encodeMembers(e *qmp.Encoder) {
+	e.Key("node-name")
+	e.String(v.NodeName)
+	e.Key("write-threshold")
+	e.Uint(v.WriteThreshold)
+}
+
+// DecodeQMP fills v.
+func (v *BlockSetWriteThresholdArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockSetWriteThresholdArguments) decodeMembers(m *qmp.Members) {
+	v.NodeName = m.Required("node-name").Text()
+	v.WriteThreshold = m.Required("write-threshold").Uint(64)
+}
+
+// EncodeQMP writes v.
+func (v *XBlockdevChangeArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *XBlockdevChangeArguments) encodeMembers(e *qmp.Encoder) {
+	e.Key("parent")
+	e.String(v.Parent)
+	if v.Child != nil {
+		e.Key("child")
+		e.String(*v.Child)
+	}
+	if v.Node != nil {
+		e.Key("node")
+		e.String(*v.Node)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *XBlockdevChangeArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *XBlockdevChangeArguments) decodeMembers(m *qmp.Members) {
+	v.Parent = m.Required("parent").Text()
+	if p := m.Optional("child"); p.Present() {
+		v.Child = new(p.Text())
+	}
+	if p := m.Optional("node"); p.Present() {
+		v.Node = new(p.Text())
+	}
+}
+
+// EncodeQMP writes v.
 func (v *ObjectDelArguments) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -3943,6 +4714,84 @@ func (v *ObjectDelArguments) DecodeQMP(p qmp.Param) {
 
 func (v *ObjectDelArguments) decodeMembers(m *qmp.Members) {
 	v.ID = m.Required("id").Text()
+}
+
+// EncodeQMP writes v.
+func (v *QOMListArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *QOMListArguments) encodeMembers(e *qmp.Encoder) {
+	e.Key("path")
+	e.String(v.Path)
+}
+
+// DecodeQMP fills v.
+func (v *QOMListArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *QOMListArguments) decodeMembers(m *qmp.Members) {
+	v.Path = m.Required("path").Text()
+}
+
+// EncodeQMP writes v.
+func (v *QOMGetArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *QOMGetArguments) encodeMembers(e *qmp.Encoder) {
+	e.Key("path")
+	e.String(v.Path)
+	e.Key("property")
+	e.String(v.Property)
+}
+
+// DecodeQMP fills v.
+func (v *QOMGetArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *QOMGetArguments) decodeMembers(m *qmp.Members) {
+	v.Path = m.Required("path").Text()
+	v.Property = m.Required("property").Text()
+}
+
+// EncodeQMP writes v.
+func (v *QOMSetArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *QOMSetArguments) encodeMembers(e *qmp.Encoder) {
+	e.Key("path")
+	e.String(v.Path)
+	e.Key("property")
+	e.String(v.Property)
+	e.Key("value")
+	e.Value(v.Value)
+}
+
+// DecodeQMP fills v.
+func (v *QOMSetArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *QOMSetArguments) decodeMembers(m *qmp.Members) {
+	v.Path = m.Required("path").Text()
+	v.Property = m.Required("property").Text()
+	v.Value = m.Required("value").Value()
 }
 
 // EncodeQMP writes v.

@@ -11,6 +11,30 @@ import "github.com/blkmirror/blkmirror/qmp"
 // Errors should be or wrap a *qmp.Error; others become a GenericError.
 type Commands interface {
 
+	// BlockDirtyBitmapAdd is block-dirty-bitmap-add. Makes a bitmap that records which parts of a node are written.
+	BlockDirtyBitmapAdd(ctx context.Context, args *BlockDirtyBitmapAdd) error
+
+	// BlockDirtyBitmapRemove is block-dirty-bitmap-remove. Removes a bitmap.
+	BlockDirtyBitmapRemove(ctx context.Context, args *BlockDirtyBitmap) error
+
+	// BlockDirtyBitmapClear is block-dirty-bitmap-clear. Makes a bitmap forget what was written.
+	BlockDirtyBitmapClear(ctx context.Context, args *BlockDirtyBitmap) error
+
+	// BlockDirtyBitmapEnable is block-dirty-bitmap-enable. Lets a bitmap record.
+	BlockDirtyBitmapEnable(ctx context.Context, args *BlockDirtyBitmap) error
+
+	// BlockDirtyBitmapDisable is block-dirty-bitmap-disable. Stops a bitmap from recording.
+	BlockDirtyBitmapDisable(ctx context.Context, args *BlockDirtyBitmap) error
+
+	// BlockDirtyBitmapMerge is block-dirty-bitmap-merge. Adds the bits of bitmaps to another one.
+	BlockDirtyBitmapMerge(ctx context.Context, args *BlockDirtyBitmapMerge) error
+
+	// XDebugBlockDirtyBitmapSha256 is x-debug-block-dirty-bitmap-sha256. Returns the digest of a bitmap.
+	XDebugBlockDirtyBitmapSha256(ctx context.Context, args *BlockDirtyBitmap) (BlockDirtyBitmapSha256, error)
+
+	// Transaction is transaction. Carries out several actions at one moment: all, or none if one fails.
+	Transaction(ctx context.Context, args *TransactionArguments) error
+
 	// QueryVersion is query-version. Returns the version that the greeting shows, too.
 	QueryVersion(ctx context.Context) (VersionInfo, error)
 
@@ -104,11 +128,32 @@ type Commands interface {
 	// BlockdevCreate is blockdev-create. Starts a job of type create that makes an image.
 	BlockdevCreate(ctx context.Context, args *BlockdevCreateArguments) error
 
+	// BlockdevReopen is blockdev-reopen. Changes options of nodes while they are in use.  Options that are not
+	// listed go back to their defaults, and required ones must be given again.
+	// Either all nodes change or none.
+	BlockdevReopen(ctx context.Context, args *BlockdevReopenArguments) error
+
+	// BlockSetWriteThreshold is block-set-write-threshold. Makes the first write that ends above an offset send an event.
+	BlockSetWriteThreshold(ctx context.Context, args *BlockSetWriteThresholdArguments) error
+
+	// XBlockdevChange is x-blockdev-change. Adds a child to a node or takes one away, for drivers whose number of
+	// children can change.
+	XBlockdevChange(ctx context.Context, args *XBlockdevChangeArguments) error
+
 	// ObjectAdd is object-add. Creates an object.
 	ObjectAdd(ctx context.Context, args *ObjectOptions) error
 
 	// ObjectDel is object-del. Deletes an object that nothing uses.
 	ObjectDel(ctx context.Context, args *ObjectDelArguments) error
+
+	// QOMList is qom-list. Lists the properties of an object, or the objects at `/objects`.
+	QOMList(ctx context.Context, args *QOMListArguments) ([]ObjectPropertyInfo, error)
+
+	// QOMGet is qom-get. Returns a property of an object.
+	QOMGet(ctx context.Context, args *QOMGetArguments) (any, error)
+
+	// QOMSet is qom-set. Changes a property of an object.
+	QOMSet(ctx context.Context, args *QOMSetArguments) error
 
 	// QueryNamedBlockNodes is query-named-block-nodes. Returns all nodes, the newest first.
 	QueryNamedBlockNodes(ctx context.Context, args *QueryNamedBlockNodesArguments) ([]BlockDeviceInfo, error)
@@ -124,6 +169,58 @@ type Commands interface {
 // is nil or a qmp.Encodable.
 func Dispatch(ctx context.Context, impl Commands, name string, args *qmp.Object) (any, error) {
 	switch name {
+	case "block-dirty-bitmap-add":
+		var a BlockDirtyBitmapAdd
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.BlockDirtyBitmapAdd(ctx, &a)
+	case "block-dirty-bitmap-remove":
+		var a BlockDirtyBitmap
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.BlockDirtyBitmapRemove(ctx, &a)
+	case "block-dirty-bitmap-clear":
+		var a BlockDirtyBitmap
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.BlockDirtyBitmapClear(ctx, &a)
+	case "block-dirty-bitmap-enable":
+		var a BlockDirtyBitmap
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.BlockDirtyBitmapEnable(ctx, &a)
+	case "block-dirty-bitmap-disable":
+		var a BlockDirtyBitmap
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.BlockDirtyBitmapDisable(ctx, &a)
+	case "block-dirty-bitmap-merge":
+		var a BlockDirtyBitmapMerge
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.BlockDirtyBitmapMerge(ctx, &a)
+	case "x-debug-block-dirty-bitmap-sha256":
+		var a BlockDirtyBitmap
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		r, err := impl.XDebugBlockDirtyBitmapSha256(ctx, &a)
+		if err != nil {
+			return nil, err
+		}
+		return &r, nil
+	case "transaction":
+		var a TransactionArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.Transaction(ctx, &a)
 	case "query-version":
 		if err := noArguments(args); err != nil {
 			return nil, err
@@ -320,6 +417,24 @@ func Dispatch(ctx context.Context, impl Commands, name string, args *qmp.Object)
 			return nil, err
 		}
 		return nil, impl.BlockdevCreate(ctx, &a)
+	case "blockdev-reopen":
+		var a BlockdevReopenArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.BlockdevReopen(ctx, &a)
+	case "block-set-write-threshold":
+		var a BlockSetWriteThresholdArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.BlockSetWriteThreshold(ctx, &a)
+	case "x-blockdev-change":
+		var a XBlockdevChangeArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.XBlockdevChange(ctx, &a)
 	case "object-add":
 		var a ObjectOptions
 		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
@@ -332,6 +447,32 @@ func Dispatch(ctx context.Context, impl Commands, name string, args *qmp.Object)
 			return nil, err
 		}
 		return nil, impl.ObjectDel(ctx, &a)
+	case "qom-list":
+		var a QOMListArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		r, err := impl.QOMList(ctx, &a)
+		if err != nil {
+			return nil, err
+		}
+		return list[ObjectPropertyInfo, *ObjectPropertyInfo](r), nil
+	case "qom-get":
+		var a QOMGetArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		r, err := impl.QOMGet(ctx, &a)
+		if err != nil {
+			return nil, err
+		}
+		return &r, nil
+	case "qom-set":
+		var a QOMSetArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.QOMSet(ctx, &a)
 	case "query-named-block-nodes":
 		var a QueryNamedBlockNodesArguments
 		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
@@ -367,6 +508,14 @@ func Dispatch(ctx context.Context, impl Commands, name string, args *qmp.Object)
 
 // commandNames are the names of all commands.
 var commandNames = []string{
+	"block-dirty-bitmap-add",
+	"block-dirty-bitmap-remove",
+	"block-dirty-bitmap-clear",
+	"block-dirty-bitmap-enable",
+	"block-dirty-bitmap-disable",
+	"block-dirty-bitmap-merge",
+	"x-debug-block-dirty-bitmap-sha256",
+	"transaction",
 	"qmp_capabilities",
 	"query-version",
 	"query-commands",
@@ -398,8 +547,14 @@ var commandNames = []string{
 	"blockdev-del",
 	"block_resize",
 	"blockdev-create",
+	"blockdev-reopen",
+	"block-set-write-threshold",
+	"x-blockdev-change",
 	"object-add",
 	"object-del",
+	"qom-list",
+	"qom-get",
+	"qom-set",
 	"query-named-block-nodes",
 	"query-block",
 	"query-blockstats",

@@ -4,6 +4,54 @@
 
 package api
 
+// ActionCompletionMode: What jobs of a transaction do when one of them fails.
+type ActionCompletionMode string
+
+// Values of ActionCompletionMode.
+const (
+	ActionCompletionModeIndividual ActionCompletionMode = "individual" // go on
+	ActionCompletionModeGrouped    ActionCompletionMode = "grouped"    // fail, too
+)
+
+// Valid tells whether v is one of the values.
+func (v ActionCompletionMode) Valid() bool {
+	switch v {
+	case ActionCompletionModeIndividual,
+		ActionCompletionModeGrouped:
+		return true
+	}
+	return false
+}
+
+// TransactionActionKind: Actions of a transaction.
+type TransactionActionKind string
+
+// Values of TransactionActionKind.
+const (
+	TransactionActionKindAbort                   TransactionActionKind = "abort"                      // fail
+	TransactionActionKindBlockDirtyBitmapAdd     TransactionActionKind = "block-dirty-bitmap-add"     // make a bitmap
+	TransactionActionKindBlockDirtyBitmapRemove  TransactionActionKind = "block-dirty-bitmap-remove"  // remove a bitmap
+	TransactionActionKindBlockDirtyBitmapClear   TransactionActionKind = "block-dirty-bitmap-clear"   // make a bitmap forget
+	TransactionActionKindBlockDirtyBitmapEnable  TransactionActionKind = "block-dirty-bitmap-enable"  // let a bitmap record
+	TransactionActionKindBlockDirtyBitmapDisable TransactionActionKind = "block-dirty-bitmap-disable" // stop a bitmap from recording
+	TransactionActionKindBlockDirtyBitmapMerge   TransactionActionKind = "block-dirty-bitmap-merge"   // add the bits of bitmaps to another
+)
+
+// Valid tells whether v is one of the values.
+func (v TransactionActionKind) Valid() bool {
+	switch v {
+	case TransactionActionKindAbort,
+		TransactionActionKindBlockDirtyBitmapAdd,
+		TransactionActionKindBlockDirtyBitmapRemove,
+		TransactionActionKindBlockDirtyBitmapClear,
+		TransactionActionKindBlockDirtyBitmapEnable,
+		TransactionActionKindBlockDirtyBitmapDisable,
+		TransactionActionKindBlockDirtyBitmapMerge:
+		return true
+	}
+	return false
+}
+
 // QMPCapability: What a client may switch on while it negotiates.
 type QMPCapability string
 
@@ -284,13 +332,15 @@ type MirrorCopyMode string
 const (
 	MirrorCopyModeBackground    MirrorCopyMode = "background"     // some time after it was answered
 	MirrorCopyModeWriteBlocking MirrorCopyMode = "write-blocking" // before it is answered
+	MirrorCopyModeAuto          MirrorCopyMode = "auto"           // as the job sees fit: background while the copy keeps up with the guest, else write-blocking (an addition)
 )
 
 // Valid tells whether v is one of the values.
 func (v MirrorCopyMode) Valid() bool {
 	switch v {
 	case MirrorCopyModeBackground,
-		MirrorCopyModeWriteBlocking:
+		MirrorCopyModeWriteBlocking,
+		MirrorCopyModeAuto:
 		return true
 	}
 	return false
@@ -341,6 +391,7 @@ type BlockdevDriver string
 
 // Values of BlockdevDriver.
 const (
+	BlockdevDriverBlkdebug   BlockdevDriver = "blkdebug"    // makes requests fail as its rules say
 	BlockdevDriverFile       BlockdevDriver = "file"        // a regular file
 	BlockdevDriverHostDevice BlockdevDriver = "host_device" // a block device
 	BlockdevDriverNullAIO    BlockdevDriver = "null-aio"    // as null-co
@@ -352,7 +403,8 @@ const (
 // Valid tells whether v is one of the values.
 func (v BlockdevDriver) Valid() bool {
 	switch v {
-	case BlockdevDriverFile,
+	case BlockdevDriverBlkdebug,
+		BlockdevDriverFile,
 		BlockdevDriverHostDevice,
 		BlockdevDriverNullAIO,
 		BlockdevDriverNullCo,
@@ -440,6 +492,168 @@ func (v OnOffAuto) Valid() bool {
 	case OnOffAutoAuto,
 		OnOffAutoOn,
 		OnOffAutoOff:
+		return true
+	}
+	return false
+}
+
+// BlkdebugIOType: Kinds of requests that a rule of blkdebug can be for.
+type BlkdebugIOType string
+
+// Values of BlkdebugIOType.
+const (
+	BlkdebugIOTypeRead        BlkdebugIOType = "read"         // reading
+	BlkdebugIOTypeWrite       BlkdebugIOType = "write"        // writing data
+	BlkdebugIOTypeWriteZeroes BlkdebugIOType = "write-zeroes" // writing zeroes
+	BlkdebugIOTypeDiscard     BlkdebugIOType = "discard"      // discarding
+	BlkdebugIOTypeFlush       BlkdebugIOType = "flush"        // flushing
+	BlkdebugIOTypeBlockStatus BlkdebugIOType = "block-status" // asking for block status
+)
+
+// Valid tells whether v is one of the values.
+func (v BlkdebugIOType) Valid() bool {
+	switch v {
+	case BlkdebugIOTypeRead,
+		BlkdebugIOTypeWrite,
+		BlkdebugIOTypeWriteZeroes,
+		BlkdebugIOTypeDiscard,
+		BlkdebugIOTypeFlush,
+		BlkdebugIOTypeBlockStatus:
+		return true
+	}
+	return false
+}
+
+// BlkdebugEvent: What rules of blkdebug can wait for.  All but @none happen inside image
+// formats and while requests are padded.
+type BlkdebugEvent string
+
+// Values of BlkdebugEvent.
+const (
+	BlkdebugEventL1Update                 BlkdebugEvent = "l1_update"                   // the point of that name in an image format
+	BlkdebugEventL1GrowAllocTable         BlkdebugEvent = "l1_grow_alloc_table"         // the point of that name in an image format
+	BlkdebugEventL1GrowWriteTable         BlkdebugEvent = "l1_grow_write_table"         // the point of that name in an image format
+	BlkdebugEventL1GrowActivateTable      BlkdebugEvent = "l1_grow_activate_table"      // the point of that name in an image format
+	BlkdebugEventL2Load                   BlkdebugEvent = "l2_load"                     // the point of that name in an image format
+	BlkdebugEventL2Update                 BlkdebugEvent = "l2_update"                   // the point of that name in an image format
+	BlkdebugEventL2UpdateCompressed       BlkdebugEvent = "l2_update_compressed"        // the point of that name in an image format
+	BlkdebugEventL2AllocCowRead           BlkdebugEvent = "l2_alloc_cow_read"           // the point of that name in an image format
+	BlkdebugEventL2AllocWrite             BlkdebugEvent = "l2_alloc_write"              // the point of that name in an image format
+	BlkdebugEventReadAIO                  BlkdebugEvent = "read_aio"                    // the point of that name in an image format
+	BlkdebugEventReadBackingAIO           BlkdebugEvent = "read_backing_aio"            // the point of that name in an image format
+	BlkdebugEventReadCompressed           BlkdebugEvent = "read_compressed"             // the point of that name in an image format
+	BlkdebugEventWriteAIO                 BlkdebugEvent = "write_aio"                   // the point of that name in an image format
+	BlkdebugEventWriteCompressed          BlkdebugEvent = "write_compressed"            // the point of that name in an image format
+	BlkdebugEventVmstateLoad              BlkdebugEvent = "vmstate_load"                // the point of that name in an image format
+	BlkdebugEventVmstateSave              BlkdebugEvent = "vmstate_save"                // the point of that name in an image format
+	BlkdebugEventCowRead                  BlkdebugEvent = "cow_read"                    // the point of that name in an image format
+	BlkdebugEventCowWrite                 BlkdebugEvent = "cow_write"                   // the point of that name in an image format
+	BlkdebugEventReftableLoad             BlkdebugEvent = "reftable_load"               // the point of that name in an image format
+	BlkdebugEventReftableGrow             BlkdebugEvent = "reftable_grow"               // the point of that name in an image format
+	BlkdebugEventReftableUpdate           BlkdebugEvent = "reftable_update"             // the point of that name in an image format
+	BlkdebugEventRefblockLoad             BlkdebugEvent = "refblock_load"               // the point of that name in an image format
+	BlkdebugEventRefblockUpdate           BlkdebugEvent = "refblock_update"             // the point of that name in an image format
+	BlkdebugEventRefblockUpdatePart       BlkdebugEvent = "refblock_update_part"        // the point of that name in an image format
+	BlkdebugEventRefblockAlloc            BlkdebugEvent = "refblock_alloc"              // the point of that name in an image format
+	BlkdebugEventRefblockAllocHookup      BlkdebugEvent = "refblock_alloc_hookup"       // the point of that name in an image format
+	BlkdebugEventRefblockAllocWrite       BlkdebugEvent = "refblock_alloc_write"        // the point of that name in an image format
+	BlkdebugEventRefblockAllocWriteBlocks BlkdebugEvent = "refblock_alloc_write_blocks" // the point of that name in an image format
+	BlkdebugEventRefblockAllocWriteTable  BlkdebugEvent = "refblock_alloc_write_table"  // the point of that name in an image format
+	BlkdebugEventRefblockAllocSwitchTable BlkdebugEvent = "refblock_alloc_switch_table" // the point of that name in an image format
+	BlkdebugEventClusterAlloc             BlkdebugEvent = "cluster_alloc"               // the point of that name in an image format
+	BlkdebugEventClusterAllocBytes        BlkdebugEvent = "cluster_alloc_bytes"         // the point of that name in an image format
+	BlkdebugEventClusterFree              BlkdebugEvent = "cluster_free"                // the point of that name in an image format
+	BlkdebugEventFlushToOs                BlkdebugEvent = "flush_to_os"                 // the point of that name in an image format
+	BlkdebugEventFlushToDisk              BlkdebugEvent = "flush_to_disk"               // the point of that name in an image format
+	BlkdebugEventPwritevRmwHead           BlkdebugEvent = "pwritev_rmw_head"            // the point of that name in a write
+	BlkdebugEventPwritevRmwAfterHead      BlkdebugEvent = "pwritev_rmw_after_head"      // the point of that name in a write
+	BlkdebugEventPwritevRmwTail           BlkdebugEvent = "pwritev_rmw_tail"            // the point of that name in a write
+	BlkdebugEventPwritevRmwAfterTail      BlkdebugEvent = "pwritev_rmw_after_tail"      // the point of that name in a write
+	BlkdebugEventPwritev                  BlkdebugEvent = "pwritev"                     // the point of that name in a write
+	BlkdebugEventPwritevZero              BlkdebugEvent = "pwritev_zero"                // the point of that name in a write
+	BlkdebugEventPwritevDone              BlkdebugEvent = "pwritev_done"                // the point of that name in a write
+	BlkdebugEventEmptyImagePrepare        BlkdebugEvent = "empty_image_prepare"         // the point of that name in an image format
+	BlkdebugEventL1ShrinkWriteTable       BlkdebugEvent = "l1_shrink_write_table"       // the point of that name in an image format
+	BlkdebugEventL1ShrinkFreeL2Clusters   BlkdebugEvent = "l1_shrink_free_l2_clusters"  // the point of that name in an image format
+	BlkdebugEventCorWrite                 BlkdebugEvent = "cor_write"                   // the point of that name in an image format
+	BlkdebugEventClusterAllocSpace        BlkdebugEvent = "cluster_alloc_space"         // the point of that name in an image format
+	BlkdebugEventNone                     BlkdebugEvent = "none"                        // it is there all the time
+)
+
+// Valid tells whether v is one of the values.
+func (v BlkdebugEvent) Valid() bool {
+	switch v {
+	case BlkdebugEventL1Update,
+		BlkdebugEventL1GrowAllocTable,
+		BlkdebugEventL1GrowWriteTable,
+		BlkdebugEventL1GrowActivateTable,
+		BlkdebugEventL2Load,
+		BlkdebugEventL2Update,
+		BlkdebugEventL2UpdateCompressed,
+		BlkdebugEventL2AllocCowRead,
+		BlkdebugEventL2AllocWrite,
+		BlkdebugEventReadAIO,
+		BlkdebugEventReadBackingAIO,
+		BlkdebugEventReadCompressed,
+		BlkdebugEventWriteAIO,
+		BlkdebugEventWriteCompressed,
+		BlkdebugEventVmstateLoad,
+		BlkdebugEventVmstateSave,
+		BlkdebugEventCowRead,
+		BlkdebugEventCowWrite,
+		BlkdebugEventReftableLoad,
+		BlkdebugEventReftableGrow,
+		BlkdebugEventReftableUpdate,
+		BlkdebugEventRefblockLoad,
+		BlkdebugEventRefblockUpdate,
+		BlkdebugEventRefblockUpdatePart,
+		BlkdebugEventRefblockAlloc,
+		BlkdebugEventRefblockAllocHookup,
+		BlkdebugEventRefblockAllocWrite,
+		BlkdebugEventRefblockAllocWriteBlocks,
+		BlkdebugEventRefblockAllocWriteTable,
+		BlkdebugEventRefblockAllocSwitchTable,
+		BlkdebugEventClusterAlloc,
+		BlkdebugEventClusterAllocBytes,
+		BlkdebugEventClusterFree,
+		BlkdebugEventFlushToOs,
+		BlkdebugEventFlushToDisk,
+		BlkdebugEventPwritevRmwHead,
+		BlkdebugEventPwritevRmwAfterHead,
+		BlkdebugEventPwritevRmwTail,
+		BlkdebugEventPwritevRmwAfterTail,
+		BlkdebugEventPwritev,
+		BlkdebugEventPwritevZero,
+		BlkdebugEventPwritevDone,
+		BlkdebugEventEmptyImagePrepare,
+		BlkdebugEventL1ShrinkWriteTable,
+		BlkdebugEventL1ShrinkFreeL2Clusters,
+		BlkdebugEventCorWrite,
+		BlkdebugEventClusterAllocSpace,
+		BlkdebugEventNone:
+		return true
+	}
+	return false
+}
+
+// BlockPermission: Permissions on a node.
+type BlockPermission string
+
+// Values of BlockPermission.
+const (
+	BlockPermissionConsistentRead BlockPermission = "consistent-read" // reads that must see a consistent disk
+	BlockPermissionWrite          BlockPermission = "write"           // writes that change what is read
+	BlockPermissionWriteUnchanged BlockPermission = "write-unchanged" // writes that leave the content as it is
+	BlockPermissionResize         BlockPermission = "resize"          // changes of the size
+)
+
+// Valid tells whether v is one of the values.
+func (v BlockPermission) Valid() bool {
+	switch v {
+	case BlockPermissionConsistentRead,
+		BlockPermissionWrite,
+		BlockPermissionWriteUnchanged,
+		BlockPermissionResize:
 		return true
 	}
 	return false

@@ -27,6 +27,9 @@ func (*BlockJobCancelledEvent) EventName() string { return "BLOCK_JOB_CANCELLED"
 // EventName returns BLOCK_JOB_ERROR.
 func (*BlockJobErrorEvent) EventName() string { return "BLOCK_JOB_ERROR" }
 
+// EventName returns BLOCK_JOB_COPY_MODE_CHANGED.
+func (*BlockJobCopyModeChangedEvent) EventName() string { return "BLOCK_JOB_COPY_MODE_CHANGED" }
+
 // EventName returns BLOCK_WRITE_THRESHOLD.
 func (*BlockWriteThresholdEvent) EventName() string { return "BLOCK_WRITE_THRESHOLD" }
 
@@ -47,6 +50,8 @@ func newEvent(name string) event {
 		return new(BlockJobCancelledEvent)
 	case "BLOCK_JOB_ERROR":
 		return new(BlockJobErrorEvent)
+	case "BLOCK_JOB_COPY_MODE_CHANGED":
+		return new(BlockJobCopyModeChangedEvent)
 	case "BLOCK_WRITE_THRESHOLD":
 		return new(BlockWriteThresholdEvent)
 	}

@@ -6,6 +6,147 @@ package api
 
 import "github.com/blkmirror/blkmirror/qmp"
 
+// BlockDirtyBitmapAdd: A new dirty bitmap.
+type BlockDirtyBitmapAdd struct {
+	// its node
+	Node string
+	// its name
+	Name string
+	// bytes per bit, a power of two of at least 512 (default: cluster size of the node within 4 KiB and 64 KiB)
+	Granularity *uint32
+	// keep it in the image (default: false)
+	Persistent *bool
+	// do not record yet (default: false)
+	Disabled *bool
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockDirtyBitmapAdd) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockDirtyBitmapAdd) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockDirtyBitmapMerge: Bitmaps to be joined.
+type BlockDirtyBitmapMerge struct {
+	// node of the target
+	Node string
+	// bitmap that gets the bits of all others
+	Target string
+	// the others, of the same node or named with theirs
+	Bitmaps []BlockDirtyBitmapOrStr
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockDirtyBitmapMerge) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockDirtyBitmapMerge) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockDirtyBitmapSha256: Digest of a bitmap.
+type BlockDirtyBitmapSha256 struct {
+	// SHA-256 of the serialised bits, in hexadecimal
+	Sha256 string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockDirtyBitmapSha256) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockDirtyBitmapSha256) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// Abort: The action that makes a transaction fail, for tests.
+type Abort struct {
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v Abort) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *Abort) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// TransactionProperties: Properties of a transaction.
+type TransactionProperties struct {
+	// what jobs do when one of them fails (default: individual)
+	CompletionMode ActionCompletionMode
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v TransactionProperties) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *TransactionProperties) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// AbortWrapper: Arguments of abort.
+type AbortWrapper struct {
+	// none
+	Data Abort
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v AbortWrapper) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *AbortWrapper) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockDirtyBitmapAddWrapper: Arguments of block-dirty-bitmap-add.
+type BlockDirtyBitmapAddWrapper struct {
+	// the bitmap
+	Data BlockDirtyBitmapAdd
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockDirtyBitmapAddWrapper) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockDirtyBitmapAddWrapper) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockDirtyBitmapWrapper: Arguments of actions on one bitmap.
+type BlockDirtyBitmapWrapper struct {
+	// the bitmap
+	Data BlockDirtyBitmap
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockDirtyBitmapWrapper) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockDirtyBitmapWrapper) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockDirtyBitmapMergeWrapper: Arguments of block-dirty-bitmap-merge.
+type BlockDirtyBitmapMergeWrapper struct {
+	// the bitmaps
+	Data BlockDirtyBitmapMerge
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockDirtyBitmapMergeWrapper) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockDirtyBitmapMergeWrapper) UnmarshalJSON(text []byte) error {
+	return qmp.Unmarshal(text, v)
+}
+
+// TransactionAction: One action of a transaction.
+type TransactionAction struct {
+	// its kind
+	Type TransactionActionKind
+
+	// One of these, selected by Type; none for other values.
+	Abort                   *AbortWrapper
+	BlockDirtyBitmapAdd     *BlockDirtyBitmapAddWrapper
+	BlockDirtyBitmapRemove  *BlockDirtyBitmapWrapper
+	BlockDirtyBitmapClear   *BlockDirtyBitmapWrapper
+	BlockDirtyBitmapEnable  *BlockDirtyBitmapWrapper
+	BlockDirtyBitmapDisable *BlockDirtyBitmapWrapper
+	BlockDirtyBitmapMerge   *BlockDirtyBitmapMergeWrapper
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v TransactionAction) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *TransactionAction) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // VersionTriple: A version as three numbers.
 type VersionTriple struct {
 	// major number
@@ -384,6 +525,8 @@ type JobWork struct {
 	Rate *int64
 	// estimate of the time until @dirty-bytes is 0
 	SecondsLeft *int64
+	// what the job adds to a guest's write on average of late
+	GuestWriteDelayNS *int64
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -591,6 +734,82 @@ func (v BlockdevOptionsThrottle) MarshalJSON() ([]byte, error) { return qmp.Enco
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockdevOptionsThrottle) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// BlkdebugInjectErrorOptions: A rule of blkdebug that makes requests fail or wait.
+type BlkdebugInjectErrorOptions struct {
+	// what has to happen before
+	Event BlkdebugEvent
+	// state of the node that the rule is for (default: any)
+	State *int64
+	// kind of request that the rule is for (default: all but @block-status)
+	Iotype BlkdebugIOType
+	// number of the error, 0 for none (default: 5, EIO)
+	Errno *int64
+	// sector of 512 bytes that the request must touch (default: any)
+	Sector *int64
+	// the rule is gone after one request (default: false)
+	Once *bool
+	// fail before the request is submitted (default: false); no difference here
+	Immediately *bool
+	// how long the request waits before (default: 0)
+	DelayNS *uint64
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlkdebugInjectErrorOptions) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlkdebugInjectErrorOptions) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlkdebugSetStateOptions: A rule of blkdebug that changes the state of the node.
+type BlkdebugSetStateOptions struct {
+	// what has to happen
+	Event BlkdebugEvent
+	// the state in which it counts (default: any)
+	State *int64
+	// the state afterwards
+	NewState int64
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlkdebugSetStateOptions) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlkdebugSetStateOptions) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockdevOptionsBlkdebug: Options of blkdebug, which makes requests fail.
+type BlockdevOptionsBlkdebug struct {
+	// the child
+	Image BlockdevRef
+	// file with more rules; not available
+	Config *string
+	// alignment of requests to pretend (default: that of the child)
+	Align *int64
+	// longest request to pretend (default: no limit)
+	MaxTransfer *int32
+	// preferred alignment of zeroes; without effect
+	OptWriteZero *int32
+	// longest write of zeroes; without effect
+	MaxWriteZero *int32
+	// preferred alignment of discards; without effect
+	OptDiscard *int32
+	// longest discard; without effect
+	MaxDiscard *int32
+	// rules that make requests fail or wait
+	InjectError []BlkdebugInjectErrorOptions
+	// rules that change the state of the node
+	SetState []BlkdebugSetStateOptions
+	// permissions to need of the child besides; not available
+	TakeChildPerms []BlockPermission
+	// permissions not to share; not available
+	UnshareChildPerms []BlockPermission
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevOptionsBlkdebug) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevOptionsBlkdebug) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // BlockdevOptions: A block node.
 type BlockdevOptions struct {
 	// its driver
@@ -613,6 +832,7 @@ type BlockdevOptions struct {
 	DetectZeroes BlockdevDetectZeroesOptions
 
 	// One of these, selected by Driver; none for other values.
+	Blkdebug   *BlockdevOptionsBlkdebug
 	File       *BlockdevOptionsFile
 	HostDevice *BlockdevOptionsFile
 	NullAIO    *BlockdevOptionsNull
@@ -746,11 +966,11 @@ type IothreadProperties struct {
 	EventLoopBaseProperties
 	// longest time to poll (default: 32768)
 	PollMaxNS *int64
-	// factor by which polling time grows (default: 0, chosen by the engine)
+	// factor by which polling time grows (default: 2)
 	PollGrow *int64
-	// divisor by which it shrinks (default: 0, chosen by the engine)
+	// divisor by which it shrinks (default: 2)
 	PollShrink *int64
-	// weight of the current interval (default: 0, chosen by the engine)
+	// weight of the current interval (default: 3)
 	PollWeight *int64
 }
 
@@ -777,6 +997,20 @@ func (v ObjectOptions) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), ni
 
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *ObjectOptions) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// ObjectPropertyInfo: A property of an object.
+type ObjectPropertyInfo struct {
+	// its name
+	Name string
+	// what it holds
+	Type string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v ObjectPropertyInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *ObjectPropertyInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockdevCacheInfo: Use of the host's cache.
 type BlockdevCacheInfo struct {
@@ -1311,6 +1545,21 @@ func (v ChardevOptions) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), n
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *ChardevOptions) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// TransactionArguments are the arguments of a command.
+// Carries out several actions at one moment: all, or none if one fails.
+type TransactionArguments struct {
+	// the actions, in their order
+	Actions []TransactionAction
+	// properties of the transaction
+	Properties *TransactionProperties
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v TransactionArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *TransactionArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // QMPCapabilitiesArguments are the arguments of a command.
 // Ends negotiation; the first command of every connection.
 type QMPCapabilitiesArguments struct {
@@ -1385,6 +1634,8 @@ type BlockdevMirrorArguments struct {
 	AutoDismiss *bool
 	// the target reads as zeroes already (default: false)
 	TargetIsZero *bool
+	// with sync=bitmap or incremental: the dirty bitmap of @device that says what to copy (an addition)
+	Bitmap *string
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -1681,6 +1932,24 @@ func (v BlockJobErrorEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockJobErrorEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// BlockJobCopyModeChangedEvent: A mirror changed its copy mode (an addition).
+type BlockJobCopyModeChangedEvent struct {
+	// id of the job
+	Device string
+	// the mode that guests' writes have from now on
+	CopyMode MirrorCopyMode
+	// why, for people
+	Reason string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockJobCopyModeChangedEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockJobCopyModeChangedEvent) UnmarshalJSON(text []byte) error {
+	return qmp.Unmarshal(text, v)
+}
+
 // BlockdevDelArguments are the arguments of a command.
 // Closes a block node that nothing uses.
 type BlockdevDelArguments struct {
@@ -1726,6 +1995,56 @@ func (v BlockdevCreateArguments) MarshalJSON() ([]byte, error) { return qmp.Enco
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockdevCreateArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// BlockdevReopenArguments are the arguments of a command.
+// Changes options of nodes while they are in use.  Options that are not
+// listed go back to their defaults, and required ones must be given again.
+// Either all nodes change or none.
+type BlockdevReopenArguments struct {
+	// nodes, by name, and their options
+	Options []BlockdevOptions
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevReopenArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevReopenArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockSetWriteThresholdArguments are the arguments of a command.
+// Makes the first write that ends above an offset send an event.
+type BlockSetWriteThresholdArguments struct {
+	// the node
+	NodeName string
+	// the offset in bytes; 0 for no event
+	WriteThreshold uint64
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockSetWriteThresholdArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockSetWriteThresholdArguments) UnmarshalJSON(text []byte) error {
+	return qmp.Unmarshal(text, v)
+}
+
+// XBlockdevChangeArguments are the arguments of a command.
+// Adds a child to a node or takes one away, for drivers whose number of
+// children can change.
+type XBlockdevChangeArguments struct {
+	// the node above
+	Parent string
+	// name of the child to take away
+	Child *string
+	// the node to add
+	Node *string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v XBlockdevChangeArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *XBlockdevChangeArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // ObjectDelArguments are the arguments of a command.
 // Deletes an object that nothing uses.
 type ObjectDelArguments struct {
@@ -1738,6 +2057,51 @@ func (v ObjectDelArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v
 
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *ObjectDelArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// QOMListArguments are the arguments of a command.
+// Lists the properties of an object, or the objects at `/objects`.
+type QOMListArguments struct {
+	// `/objects` or `/objects/ID`
+	Path string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v QOMListArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *QOMListArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// QOMGetArguments are the arguments of a command.
+// Returns a property of an object.
+type QOMGetArguments struct {
+	// `/objects/ID`
+	Path string
+	// its name, such as `limits` of a throttle group
+	Property string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v QOMGetArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *QOMGetArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// QOMSetArguments are the arguments of a command.
+// Changes a property of an object.
+type QOMSetArguments struct {
+	// `/objects/ID`
+	Path string
+	// its name, such as `limits` of a throttle group
+	Property string
+	// the new value
+	Value any
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v QOMSetArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *QOMSetArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // QueryNamedBlockNodesArguments are the arguments of a command.
 // Returns all nodes, the newest first.

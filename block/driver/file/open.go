@@ -190,6 +190,9 @@ func (f *File) reopen(flags int) (int, error) {
 	return fd, nil
 }
 
+// SameImage says whether other is open on the same file, whatever the names are.
+func (f *File) SameImage(other *File) bool { return sameFile(f.fd, other.fd) }
+
 func sameFile(a, b int) bool {
 	var sa, sb unix.Stat_t
 	return unix.Fstat(a, &sa) == nil && unix.Fstat(b, &sb) == nil && sa.Dev == sb.Dev && sa.Ino == sb.Ino

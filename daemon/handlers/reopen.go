@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handlers
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/driver/file"
+	"github.com/blkmirror/blkmirror/qmp"
+	"github.com/blkmirror/blkmirror/qmp/api"
+)
+
+// BlockdevReopen changes options of nodes while they are in use: of all or of none.
+func (h *Handlers) BlockdevReopen(ctx context.Context, a *api.BlockdevReopenArguments) error {
+	defer h.forgetClosed()
+	return h.graph.Change(ctx, func(tx *block.Tx) error {
+		r := &reopening{h: h, given: map[*block.Node]*api.BlockdevOptions{}, detached: map[*block.Node]bool{},
+			becomes: map[*block.Node]*openedNode{}}
+		var nodes []*block.Node
+		for i := range a.Options {
+			o := &a.Options[i]
+			if o.NodeName == nil {
+				return qmp.Errorf("node-name not specified")
+			}
+			n, err := h.graph.Node(*o.NodeName)
+			if err != nil {
+				return qmp.Errorf("Failed to find node with node-name='%s'", *o.NodeName)
+			}
+			if r.given[n] != nil {
+				return qmp.Errorf("Node '%s' is listed more than once", *o.NodeName)
+			}
+			r.given[n] = o
+			nodes = append(nodes, n)
+		}
+		for _, n := range nodes {
+			if err := r.plan(n); err != nil {
+				return err
+			}
+		}
+		if err := tx.Reopen(ctx, r.changes); err != nil {
+			return err
+		}
+		tx.OnCommit(func() error {
+			for n, o := range r.becomes {
+				h.opened[n] = o
+			}
+			for n := range r.detached {
+				h.opened[n].parent = nil
+			}
+			return nil
+		})
+		return nil
+	})
+}
+
+// reopening works out what becomes of which node.
+type reopening struct {
+	h        *Handlers
+	given    map[*block.Node]*api.BlockdevOptions // what the operator said
+	detached map[*block.Node]bool                 // inline children that their parents do not have any more
+	becomes  map[*block.Node]*openedNode          // what was planned
+	changes  []block.Reopen
+}
+
+// plan works out what becomes of n, after the node that it inherits from and before those that inherit from it.
+func (r *reopening) plan(n *block.Node) error {
+	if r.becomes[n] != nil {
+		return nil
+	}
+	was := r.h.opened[n]
+	if was == nil {
+		return qmp.Errorf("Node '%s' cannot be reopened: it belongs to a job", n.Name())
+	}
+	if was.parent != nil {
+		if err := r.plan(was.parent); err != nil {
+			return err
+		}
+		if r.becomes[n] != nil {
+			return nil
+		}
+	}
+	o := r.given[n]
+	if o == nil {
+		o = was.options
+	} else if string(o.Driver) != n.DriverName() {
+		return qmp.Errorf("Cannot change the option 'driver'")
+	}
+	becomes := &openedNode{options: o, parent: was.parent}
+	var inherited *nodeOptions
+	if was.parent != nil && !r.detached[n] {
+		inherited = &r.becomes[was.parent].resolved
+	}
+	resolved, err := commonOptions(o, inherited)
+	if err != nil {
+		return err
+	}
+	becomes.resolved = *resolved
+	r.becomes[n] = becomes
+	change := block.Reopen{Node: n, Options: resolved.Options}
+	below, err := r.child(n, o)
+	if err != nil {
+		return err
+	}
+	if below != nil {
+		change.Children = []*block.Node{below}
+	}
+	exchange, err := r.driver(n, was, becomes, &change)
+	if err != nil {
+		return err
+	}
+	if exchange {
+		open, err := r.h.driver(o, resolved)
+		if err != nil {
+			return err
+		}
+		if f, ok := n.Driver().(*file.File); ok {
+			open = sameImage(f, open)
+		}
+		change.Open = open
+	}
+	if exchange || r.given[n] != nil || *resolved != was.resolved {
+		r.changes = append(r.changes, change)
+	}
+	for _, e := range n.Children() {
+		if c := e.Node(); c == below && r.inherits(c, n) {
+			if err := r.plan(c); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// inherits says whether c is a child that n defines inline.
+func (r *reopening) inherits(c, n *block.Node) bool {
+	o := r.h.opened[c]
+	return o != nil && o.parent == n && !r.detached[c]
+}
+
+// child finds the child that n is to have; nil if it has none.
+func (r *reopening) child(n *block.Node, o *api.BlockdevOptions) (*block.Node, error) {
+	role, ref := childOf(o)
+	if ref == nil {
+		return nil, nil
+	}
+	now := n.Children()[0].Node()
+	if r.given[n] == nil {
+		return now, nil
+	}
+	if d := ref.Definition; d != nil {
+		if !r.inherits(now, n) || r.given[now] != nil {
+			return nil, qmp.Errorf("The '%s' child of node '%s' can only be given by its name", role, n.Name())
+		}
+		if d.NodeName != nil && *d.NodeName != now.Name() {
+			return nil, qmp.Errorf("Cannot change the option '%s.node-name'", role)
+		}
+		r.given[now] = d
+		return now, nil
+	}
+	named, err := r.h.graph.Node(*ref.Reference)
+	if err != nil {
+		return nil, err
+	}
+	to := r.h.graph.Top(named)
+	if named == now {
+		to = now
+	}
+	if to != now && r.inherits(now, n) {
+		r.detached[now] = true
+	}
+	return to, nil
+}
+
+// driver says whether n needs a new driver.
+func (r *reopening) driver(n *block.Node, was, becomes *openedNode, change *block.Reopen) (bool, error) {
+	old, o := was.options, becomes.options
+	switch {
+	case o.File != nil:
+		return fileChanges(old.File, o.File, was, becomes)
+	case o.HostDevice != nil:
+		return fileChanges(old.HostDevice, o.HostDevice, was, becomes)
+	case o.NullCo != nil:
+		return false, sameNull(old.NullCo, o.NullCo)
+	case o.NullAIO != nil:
+		return false, sameNull(old.NullAIO, o.NullAIO)
+	case o.Raw != nil:
+		change.Content = qmp.Or(old.Raw.Offset, 0) != qmp.Or(o.Raw.Offset, 0) ||
+			qmp.Or(old.Raw.Size, -1) != qmp.Or(o.Raw.Size, -1)
+	}
+	return change.Children != nil && r.given[n] != nil, nil
+}
+
+func sameNull(old, o *api.BlockdevOptionsNull) error {
+	switch {
+	case qmp.Or(old.Size, 1<<30) != qmp.Or(o.Size, 1<<30):
+		return qmp.Errorf("Cannot change the option 'size'")
+	case qmp.Or(old.LatencyNS, 0) != qmp.Or(o.LatencyNS, 0):
+		return qmp.Errorf("Cannot change the option 'latency-ns'")
+	case qmp.Or(old.ReadZeroes, false) != qmp.Or(o.ReadZeroes, false):
+		return qmp.Errorf("Cannot change the option 'read-zeroes'")
+	}
+	return nil
+}
+
+// fileChanges says whether an image must be opened anew. Its name stays, and so does the way of access to it.
+func fileChanges(old, o *api.BlockdevOptionsFile, was, becomes *openedNode) (bool, error) {
+	either := func(a, b string) string {
+		if a == "" {
+			return b
+		}
+		return a
+	}
+	switch {
+	case old.Filename != o.Filename:
+		return false, qmp.Errorf("Cannot change the option 'filename'")
+	case either(string(old.AIO), "threads") != either(string(o.AIO), "threads"):
+		return false, qmp.Errorf("Cannot change the option 'aio'")
+	case either(string(old.Locking), "auto") != either(string(o.Locking), "auto"):
+		return false, qmp.Errorf("Cannot change the option 'locking'")
+	}
+	a, b := was.resolved, becomes.resolved
+	return a.ReadOnly != b.ReadOnly || a.autoReadOnly != b.autoReadOnly || a.Direct != b.Direct ||
+		a.ForceShare != b.ForceShare, nil
+}
+
+// sameImage opens an image anew and sees to it that its name still leads to the same one.
+func sameImage(was *file.File, open func([]*block.Edge) (block.Driver, error)) func([]*block.Edge) (block.Driver, error) {
+	return func(edges []*block.Edge) (block.Driver, error) {
+		d, err := open(edges)
+		if err != nil {
+			return nil, err
+		}
+		if is := d.(*file.File); !was.SameImage(is) {
+			_ = d.Close()
+			return nil, fmt.Errorf("Could not reopen '%s': the name leads to another file now", is.FileName())
+		}
+		return d, nil
+	}
+}
