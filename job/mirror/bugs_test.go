@@ -281,3 +281,23 @@ func TestZeroesOfEarlierUsersAreFlushed(t *testing.T) {
 		}
 	})
 }
+
+// A write that makes a dirty chunk clean is under way: the target lacks what an earlier write got an answer for, so it is not
+// in sync until the write has ended.
+func TestNotSyncedWhileAWriteCatchesUp(t *testing.T) {
+	b := newBench(t, WriteBlocking)
+	b.setD(2, 3)
+	o := b.guest("a", reqData, 2*chunk, 3*chunk)
+	if b.state("", ""); b.synced() {
+		t.Error("in sync while a dirty chunk is on its way")
+	}
+	if later := b.guest("b", reqData, 0, 10); later.durable {
+		t.Error("a write counts as made in sync")
+	} else {
+		b.endGuest(later, false, false)
+	}
+	b.endGuest(o, false, false)
+	if !b.synced() {
+		t.Error("not in sync at the end")
+	}
+}

@@ -41,6 +41,7 @@ type op struct {
 	target     span   // a guest's write: the part that goes to the target; may be empty
 	parts      []span // zeroes: what of target has to be written; the rest reads as zero already
 	durable    bool   // the target was in sync, so that flushes and FUA count there, too
+	cleans     bool   // a guest's write: it brings the target something that it lacked before
 	targetZero bool   // a copy: all its chunks were known to be zero on the target
 	zeroed     []span // ranges where zeroes were written or known, to be noted when that succeeded
 	written    span   // around what of the target is being written; empty if nothing is
@@ -106,7 +107,10 @@ func (p *planner) admit(o *op) {
 		if touched.End > whole.End {
 			p.trimEdge(o, touched.End-1)
 		}
-		p.d.Clear(whole)
+		if p.d.Clear(whole) > 0 {
+			o.cleans = true
+			p.cleaning++
+		}
 	}
 	if o.target.off >= o.target.end {
 		o.target = span{}
@@ -184,6 +188,10 @@ func (p *planner) endGuest(o *op, sourceFailed, targetFailed bool) (done int64, 
 		return 0, p.d.Set(chunks) > 0
 	}
 	p.wrote(o)
+	if o.cleans {
+		p.cleaning--
+		o.cleans = false
+	}
 	length := o.target.end - o.target.off
 	p.mirroring -= length
 	switch {

@@ -32,6 +32,7 @@ type planner struct {
 	scanned   int64 // everything below was scanned; above it every chunk counts as dirty
 	cursor    int64 // chunk at which the copy goes on
 	writers   int   // guests' writes under way that began in background mode
+	cleaning  int   // guests' writes under way that made dirty chunks clean
 	copying   int64 // bytes claimed by the copy
 	mirroring int64 // bytes that guests are writing to the target
 	wholePass bool  // the search began at the start of the disk and found nothing yet
@@ -129,7 +130,7 @@ func (p *planner) caughtUp() bool {
 
 // synced says whether the target is what the guest sees, but for writes that the guest has no answer to yet.
 func (p *planner) synced() bool {
-	return p.mode == WriteBlocking && !p.stopped && p.writers == 0 && p.caughtUp()
+	return p.mode == WriteBlocking && !p.stopped && p.writers == 0 && p.cleaning == 0 && p.caughtUp()
 }
 
 // ---- What the scan of the source finds
