@@ -150,7 +150,9 @@ func (d *daemon) stop() {
 func (d *daemon) path(name string) string { return filepath.Join(d.dir, name) }
 
 // uri is the address of an export.
-func (d *daemon) uri(export string) string { return "nbd+unix:///" + export + "?socket=" + d.path("nbd") }
+func (d *daemon) uri(export string) string {
+	return "nbd+unix:///" + export + "?socket=" + d.path("nbd")
+}
 
 // try executes a command.
 func (d *daemon) try(command string, a args) error {
