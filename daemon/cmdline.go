@@ -5,9 +5,13 @@ package daemon
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 )
+
+// maxDrain is the longest that --drain-timeout may say.
+const maxDrain = 24 * time.Hour
 
 // step is one option of the command line that is carried out in its turn.
 type step struct {
@@ -21,6 +25,7 @@ type commandLine struct {
 	steps         []step
 	pidFile       string
 	daemonize     bool
+	drain         time.Duration
 	help, version bool
 	usage         string
 }
@@ -44,22 +49,27 @@ func parseCommandLine(args []string) (*commandLine, error) {
 	flags.SortFlags = false
 	flags.Usage = func() {}
 	add := func(option, usage string) { flags.Var(stepValue{line, option}, option, usage) }
-	add("blockdev", "open a block node: `[driver=]DRIVER,node-name=NAME[,KEY=VALUE...]` or JSON")
-	add("object", "make an object: `[qom-type=]TYPE,id=ID[,KEY=VALUE...]` or JSON")
-	add("nbd-server", "start the NBD server: `addr.type=unix,addr.path=PATH` or `addr.type=inet,addr.host=HOST,addr.port=PORT`")
-	add("export", "export a node: `[type=]nbd,id=ID,node-name=NODE[,writable=on][,name=NAME...]` or JSON")
-	add("chardev", "make a channel for a monitor: `socket,id=ID,path=PATH,server=on,wait=off`, socket with fd=N or host and port, or `stdio,id=ID`")
-	add("monitor", "serve QMP on a channel: `[chardev=]ID[,pretty=on]`")
+	add("blockdev", "open a block node; `SPEC` is [driver=]DRIVER,node-name=NAME[,KEY=VALUE...]")
+	add("object", "make an object; `SPEC` is [qom-type=]TYPE,id=ID[,KEY=VALUE...]")
+	add("nbd-server", "start the NBD server; `SPEC` is addr.type=unix,addr.path=PATH\nor addr.type=inet,addr.host=HOST,addr.port=PORT")
+	add("export", "export a node; `SPEC` is [type=]nbd,id=ID,node-name=NODE[,name=NAME][,writable=on]")
+	add("chardev", "make a channel for a monitor; `SPEC` is socket,id=ID,path=PATH,server=on,wait=off\n(or fd=N, or host=HOST,port=PORT) or stdio,id=ID")
+	add("monitor", "serve QMP on a channel; `SPEC` is [chardev=]ID[,pretty=on]")
 	add("qmp", "serve QMP on a unix socket at `PATH`; short for --chardev and --monitor")
 	flags.StringVar(&line.pidFile, "pidfile", "", "write the process id to `PATH` once everything runs; removed at exit")
 	flags.BoolVar(&line.daemonize, "daemonize", false, "go to the background once everything runs")
+	seconds := flags.Float64("drain-timeout", 0, "let mirrors that are ready end well at a stop, for at most `SECONDS`; 0 cancels them")
 	flags.BoolVarP(&line.help, "help", "h", false, "show this text")
 	flags.BoolVarP(&line.version, "version", "V", false, "show the version")
 	line.usage = "usage: blkmirrord [OPTION...]\n\nA storage daemon that exports disk images and mirrors them while they are in use.\n" +
-		"Options act in the order in which they are given.\n\n" + flags.FlagUsages()
+		"Options act in the order in which they are given. A SPEC may also be a JSON object.\n\n" + flags.FlagUsages()
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
+	if *seconds < 0 || *seconds > maxDrain.Seconds() {
+		return nil, fmt.Errorf("--drain-timeout %v: expects seconds from 0 to %v", *seconds, maxDrain.Seconds())
+	}
+	line.drain = time.Duration(*seconds * float64(time.Second))
 	if rest := flags.Args(); len(rest) > 0 {
 		return nil, fmt.Errorf("unexpected argument '%s'", strings.Join(rest, " "))
 	}

@@ -39,6 +39,7 @@ type Daemon struct {
 	channels map[string]channel // by id
 	serving  sync.WaitGroup
 	quit     chan struct{} // closed when a quit was carried out
+	drain    time.Duration // how long a stop waits for ready mirrors
 	monitors int
 }
 
@@ -68,7 +69,6 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	}
 	logger := logrus.New()
 	logger.SetOutput(stderr)
-	// Everything the daemon allocates for long is in buffers that it reuses; what is left is small.
 	if err := run(line, logrus.NewEntry(logger)); err != nil {
 		fmt.Fprintf(stderr, "blkmirrord: %s\n", err)
 		return 1
@@ -84,6 +84,7 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 	signal.Ignore(syscall.SIGPIPE)
 
 	d := newDaemon(log)
+	d.drain = line.drain
 	defer func() { err = errors.Join(err, d.stop()) }()
 	for _, s := range line.steps {
 		if err := d.perform(context.Background(), s); err != nil {
@@ -113,7 +114,7 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 		log.WithField("signal", s.String()).Error("stopped at once by a second signal")
 		os.Exit(1)
 	}()
-	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime+d.drain)
 	defer cancel()
 	return d.close(ctx)
 }
@@ -188,9 +189,9 @@ func with[T any](parse func(string) (*T, error), text string, do func(*T) error)
 // quitCommand is what the quit command does before it is answered.
 func (d *Daemon) quitCommand(ctx context.Context) error {
 	d.server.StopCommands()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime+d.drain)
 	defer cancel()
-	err := d.handlers.Close(ctx)
+	err := d.handlers.Close(ctx, d.drain)
 	server.AfterReply(ctx, func() { close(d.quit) })
 	return err
 }
@@ -200,7 +201,7 @@ func (d *Daemon) close(ctx context.Context) error {
 	d.server.StopCommands()
 	d.command.Lock()
 	defer d.command.Unlock()
-	return d.handlers.Close(ctx)
+	return d.handlers.Close(ctx, d.drain)
 }
 
 // stop ends the monitors, after whatever ended the daemon.
@@ -221,7 +222,7 @@ func (d *Daemon) stop() error {
 	default: // a failed start, or a signal, which has closed everything already
 		closing, cancel := context.WithTimeout(context.Background(), stopTime)
 		defer cancel()
-		errs = append(errs, d.handlers.Close(closing))
+		errs = append(errs, d.handlers.Close(closing, 0))
 	}
 	return errors.Join(errs...)
 }

@@ -10,6 +10,7 @@ package handlers
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/export"
@@ -69,9 +70,14 @@ func (h *Handlers) Dispatch(ctx context.Context, name string, args *qmp.Object) 
 	return result, asQMP(err)
 }
 
-// Close ends jobs, then exports, then nodes. It goes on after a failure.
-func (h *Handlers) Close(ctx context.Context) error {
-	errs := []error{h.jobs.CancelAll(ctx)}
+// Close ends jobs, then exports, then nodes. It goes on after a failure. For as long as drain it waits for mirrors that are
+// ready to end well, with a target that has everything that guests wrote; 0 cancels them like all other jobs.
+func (h *Handlers) Close(ctx context.Context, drain time.Duration) error {
+	var errs []error
+	if drain > 0 {
+		errs = append(errs, h.finishReady(ctx, drain))
+	}
+	errs = append(errs, h.jobs.CancelAll(ctx))
 	if h.nbd.Running() {
 		errs = append(errs, h.nbd.Stop(ctx))
 	}
@@ -91,6 +97,38 @@ func (h *Handlers) Close(ctx context.Context) error {
 		return nil
 	}))
 	return errors.Join(errs...)
+}
+
+// finishReady ends the exports, so that no guest writes any more, and then the jobs that are ready. What is not done in time
+// is left to be cancelled; it is no error.
+func (h *Handlers) finishReady(ctx context.Context, drain time.Duration) error {
+	var ready []*job.Job
+	for _, j := range h.jobs.Jobs() {
+		if j.Info().Status == job.Ready {
+			ready = append(ready, j)
+		}
+	}
+	if len(ready) == 0 {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, drain)
+	defer cancel()
+	if h.nbd.Running() {
+		if err := h.nbd.Stop(limited); err != nil && limited.Err() == nil {
+			return err
+		}
+	}
+	for _, j := range ready {
+		_ = j.SoftCancel(false, nil) // one that is paused by now is cancelled later; any other has come to its end
+	}
+	for _, j := range ready {
+		select {
+		case <-j.Done():
+		case <-limited.Done():
+			return nil
+		}
+	}
+	return nil
 }
 
 // after lets a job act on a verb once the verb is answered.

@@ -134,6 +134,11 @@ func (h *Handlers) QueryBlockJobs(context.Context) ([]api.BlockJobInfo, error) {
 }
 
 func work(s mirror.State) api.JobWork {
-	return api.JobWork{CopiedBytes: &s.Bytes.Copied, ZeroedBytes: &s.Bytes.Zeroed, SkippedBytes: &s.Bytes.Skipped,
-		DirtyBytes: &s.Dirty}
+	delay := s.GuestDelay.Nanoseconds()
+	w := api.JobWork{CopiedBytes: &s.Bytes.Copied, ZeroedBytes: &s.Bytes.Zeroed, SkippedBytes: &s.Bytes.Skipped,
+		DirtyBytes: &s.Dirty, Rate: &s.Rate, GuestWriteDelayNS: &delay}
+	if s.SecondsLeft >= 0 {
+		w.SecondsLeft = &s.SecondsLeft
+	}
+	return w
 }

@@ -15,11 +15,12 @@ import (
 func (h *Handlers) BlockdevMirror(ctx context.Context, a *api.BlockdevMirrorArguments) error {
 	o := mirror.Options{
 		JobID: qmp.Or(a.JobID, ""), Speed: qmp.Or(a.Speed, 0), Granularity: int64(qmp.Or(a.Granularity, 0)),
-		BufSize: qmp.Or(a.BufSize, 0), Mode: copyMode(a.CopyMode), FilterName: qmp.Or(a.FilterNodeName, ""),
+		BufSize: qmp.Or(a.BufSize, 0), FilterName: qmp.Or(a.FilterNodeName, ""), OnModeChange: h.modeChanged,
 		OnSourceError: policy(a.OnSourceError), OnTargetError: policy(a.OnTargetError),
 		TargetIsZero: qmp.Or(a.TargetIsZero, false),
 		AutoFinalize: qmp.Or(a.AutoFinalize, true), AutoDismiss: qmp.Or(a.AutoDismiss, true),
 	}
+	o.Mode, o.Auto = copyMode(a.CopyMode)
 	var err error
 	if o.Source, err = h.graph.Node(a.Device); err != nil {
 		return err
@@ -39,18 +40,35 @@ func (h *Handlers) BlockdevMirror(ctx context.Context, a *api.BlockdevMirrorArgu
 		o.Sync = mirror.SyncTop
 	case api.MirrorSyncModeNone:
 		o.Sync = mirror.SyncNone
-	default:
-		return qmp.Errorf("Sync mode '%s' not supported", a.Sync)
+	case api.MirrorSyncModeBitmap, api.MirrorSyncModeIncremental:
+		if a.Bitmap == nil {
+			return qmp.Errorf("Sync mode '%s' not supported without parameter 'bitmap'", a.Sync)
+		}
+		o.Sync = mirror.SyncBitmap
+	}
+	if a.Bitmap != nil {
+		if o.Bitmap, err = o.Source.FindBitmap(*a.Bitmap); err != nil {
+			return err
+		}
 	}
 	_, err = mirror.Start(ctx, h.graph, h.jobs, o, after(ctx))
 	return err
 }
 
-func copyMode(m api.MirrorCopyMode) mirror.Mode {
-	if m == api.MirrorCopyModeWriteBlocking {
-		return mirror.WriteBlocking
+// copyMode is the mode to begin with, and whether the job may change it.
+func copyMode(m api.MirrorCopyMode) (mode mirror.Mode, auto bool) {
+	switch m {
+	case api.MirrorCopyModeWriteBlocking:
+		return mirror.WriteBlocking, false
+	case api.MirrorCopyModeAuto:
+		return mirror.Background, true
 	}
-	return mirror.Background
+	return mirror.Background, false
+}
+
+// modeChanged tells that a job changed its copy mode by itself.
+func (h *Handlers) modeChanged(c mirror.ModeChange) {
+	h.config.Emit(&api.BlockJobCopyModeChangedEvent{Device: c.JobID, CopyMode: api.MirrorCopyMode(c.Mode.String()), Reason: c.Reason})
 }
 
 func policy(p api.BlockdevOnError) job.Policy {

@@ -11,8 +11,13 @@ import (
 // maxWorkers is the most copies in flight. More do not help local disks, and each costs a thread while it waits.
 const maxWorkers = 4
 
-// maxUnit is the largest piece of data that is copied or found to be zero as a whole.
-const maxUnit = 64 << 10
+const (
+	// copyUnit is the unit in which data is copied to a target that is zero, where the granularity is not finer: smaller holes
+	// are copied with the data around them, so that the target is not cut into pieces that are dear to keep.
+	copyUnit = 8 << 10
+	// zeroUnit is the unit in which zeroes are told from data where a request has to be sent for them.
+	zeroUnit = 64 << 10
+)
 
 // result is what came of a copy.
 type result struct {
@@ -53,10 +58,13 @@ func (m *Mirror) copy(ctx context.Context, o *op) result {
 	return r
 }
 
-// fit cuts an extent of the source to the claim. What is copied is whole units, so that the target is not cut to pieces finer
-// than the granularity; a hole inside a unit of data is copied with it.
+// fit cuts an extent of the source to the claim, and to units.
 func (m *Mirror) fit(o *op, at int64, extent block.Extent) (end int64, zero bool) {
-	unit := min(m.planner.d.Granularity(), maxUnit)
+	unit := int64(zeroUnit)
+	if o.targetZero {
+		unit = copyUnit // a hole is skipped, which costs nothing
+	}
+	unit = min(unit, m.planner.d.Granularity())
 	end = at + extent.Len
 	if extent.Status&block.StatusZero != 0 {
 		if end >= o.end {
@@ -124,7 +132,7 @@ func (m *Mirror) writeFound(o *op, p []byte, at int64, r *result) error {
 	if m.detect == block.DetectZeroesOff {
 		return m.writeData(o, p, at)
 	}
-	unit := min(max(m.planner.d.Granularity(), 4<<10), maxUnit)
+	unit := min(max(m.planner.d.Granularity(), 4<<10), zeroUnit)
 	for len(p) > 0 {
 		n := unitEnd(at, unit, len(p))
 		zero := block.IsZero(p[:n])
@@ -191,6 +199,7 @@ func (m *Mirror) settle(r *result) {
 	}
 	if r.sourceErr == nil && r.targetErr == nil {
 		m.progress.Done(done)
+		m.flow.copied += done
 	}
 	m.mu.Unlock()
 	wake(woken)

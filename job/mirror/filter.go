@@ -5,6 +5,7 @@ package mirror
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/blkmirror/blkmirror/block"
 )
@@ -50,7 +51,9 @@ func (f *filter) begin(r request, off, n int64) *op {
 	if !m.planner.beginGuest(o, r, off, n) {
 		o.granted = make(chan struct{})
 		m.mu.Unlock()
+		asked := time.Now()
 		<-o.granted
+		o.delay = time.Since(asked)
 		o.granted = nil
 		m.mu.Lock()
 	}
@@ -61,15 +64,32 @@ func (f *filter) begin(r request, off, n int64) *op {
 	return o
 }
 
+// onTarget does the part of a guest's write that concerns the target, if there is one.
+func (o *op) onTarget(sourceErr error, do func() error) error {
+	if sourceErr != nil || o.target.end == o.target.off {
+		return nil
+	}
+	began := time.Now()
+	err := do()
+	o.delay += time.Since(began)
+	return err
+}
+
 // end settles a guest's write. What the source said is what the guest gets.
 func (f *filter) end(o *op, sourceErr, targetErr error) error {
 	m := f.m
 	mirrored := o.target.end - o.target.off
 	m.mu.Lock()
-	idle := m.planner.d.Len() == 0
+	before := m.planner.d.Len()
 	done, dirtied := m.planner.endGuest(o, sourceErr != nil, targetErr != nil)
 	woken := m.planner.takeWoken()
-	poke := dirtied && idle || m.planner.starved && m.planner.d.Len() > 0
+	poke := dirtied && before == 0 || m.planner.starved && m.planner.d.Len() > 0
+	if o.mode == Background {
+		m.flow.dirtied += (m.planner.d.Len() - before) * m.planner.d.Granularity()
+	} else {
+		m.flow.mirrored += done
+		m.delay += (o.delay - m.delay) / 16
+	}
 	// What a write in background mode needed no copy for was not counted as left before.
 	m.progress.AddRemaining(max(done, mirrored) - mirrored)
 	if done > 0 {
@@ -106,24 +126,19 @@ func (f *filter) WriteAt(ctx context.Context, p []byte, off int64, flags block.F
 	}
 	o := f.begin(r, off, int64(len(p)))
 	sourceErr := f.source.WriteAt(ctx, p, off, flags)
-	var targetErr error
-	if sourceErr == nil && o.target.end > o.target.off {
+	targetErr := o.onTarget(sourceErr, func() error {
 		if r == reqZero {
-			targetErr = f.zeroTarget(o, zeroFlags|flags&block.FUA)
-		} else {
-			targetErr = f.target.WriteAt(m.targetCtx, p[o.target.off-off:o.target.end-off], o.target.off, f.durable(o, flags))
+			return f.zeroTarget(o, zeroFlags|flags&block.FUA)
 		}
-	}
+		return f.target.WriteAt(m.targetCtx, p[o.target.off-off:o.target.end-off], o.target.off, f.durable(o, flags))
+	})
 	return f.end(o, sourceErr, targetErr)
 }
 
 func (f *filter) WriteZeroes(ctx context.Context, off, n int64, flags block.Flags) error {
 	o := f.begin(reqZero, off, n)
 	sourceErr := f.source.WriteZeroes(ctx, off, n, flags)
-	var targetErr error
-	if sourceErr == nil && o.target.end > o.target.off {
-		targetErr = f.zeroTarget(o, flags&^block.NoFallback)
-	}
+	targetErr := o.onTarget(sourceErr, func() error { return f.zeroTarget(o, flags&^block.NoFallback) })
 	return f.end(o, sourceErr, targetErr)
 }
 
@@ -164,14 +179,15 @@ func (f *filter) Discard(ctx context.Context, off, n int64) error {
 	}
 	o := f.begin(reqTrim, off, n)
 	sourceErr := f.source.Discard(ctx, off, n)
-	var targetErr error
-	if sourceErr == nil && o.target.end > o.target.off {
-		sourceErr, targetErr = f.followTrim(ctx, o)
-		if sourceErr != nil {
-			// The discard itself went well: the guest hears nothing of it, but the range must be copied.
-			_ = f.end(o, sourceErr, nil)
-			return nil
-		}
+	var statusErr error
+	targetErr := o.onTarget(sourceErr, func() (err error) {
+		statusErr, err = f.followTrim(ctx, o)
+		return err
+	})
+	if statusErr != nil {
+		// The discard itself went well: the guest hears nothing of it, but the range must be copied.
+		_ = f.end(o, statusErr, nil)
+		return nil
 	}
 	return f.end(o, sourceErr, targetErr)
 }

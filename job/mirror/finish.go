@@ -88,6 +88,18 @@ func (l *loop) complete(ctx context.Context) error {
 		if err := m.job.Commit(); err != nil {
 			return err
 		}
+		if successor == m.opts.Target {
+			if err := tx.MoveBitmaps(m.opts.Source, m.opts.Target); err != nil {
+				return err
+			}
+		}
+		if b := m.opts.Bitmap; b != nil {
+			// Guests are held still, so no write falls between the copy and the clearing.
+			tx.OnCommit(func() error {
+				b.Clear()
+				return nil
+			})
+		}
 		return m.extract(tx, successor)
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/job"
@@ -17,9 +18,10 @@ type Sync uint8
 
 // The sync modes.
 const (
-	SyncFull Sync = iota // everything that the guest can read
-	SyncTop              // what the source itself has allocated, not what comes from its backing file
-	SyncNone             // nothing
+	SyncFull   Sync = iota // everything that the guest can read
+	SyncTop                // what the source itself has allocated, not what comes from its backing file
+	SyncNone               // nothing
+	SyncBitmap             // what a dirty bitmap of the source says
 )
 
 // Options are the arguments of a mirror.
@@ -28,6 +30,7 @@ type Options struct {
 	Source, Target *block.Node
 	Replaces       *block.Node // takes the target's place at completion; nil for the source
 	Sync           Sync
+	Bitmap         *block.DirtyBitmap // of the source, for SyncBitmap: cleared when the job ends well
 	Mode           Mode
 	Speed          int64 // bytes per second, 0 for no limit
 	Granularity    int64 // bytes, 0 for the default
@@ -36,6 +39,8 @@ type Options struct {
 	OnTargetError  job.Policy
 	FilterName     string // node name of the filter, "" for an implicit one
 	TargetIsZero   bool
+	Auto           bool             // begin with Mode, and change it as the job sees fit
+	OnModeChange   func(ModeChange) // told of changes by an Auto job; called from the job's goroutine; may be nil
 	AutoFinalize   bool
 	AutoDismiss    bool
 }
@@ -74,6 +79,11 @@ type Mirror struct {
 	failed  *failure // the first failure that the loop has not dealt with yet
 	hint    span     // an extent of the source that read as zero when it was last looked at
 	bytes   Bytes
+	auto    bool // the copy mode is the job's to choose
+	flow    flow
+	rates   rates // at sampled
+	sampled time.Time
+	delay   time.Duration // what the mirror adds to a guest's write: a moving mean
 }
 
 // Bytes counts what became of the bytes that were looked at.
@@ -99,7 +109,7 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 		return nil, err
 	}
 	m := &Mirror{opts: opts, graph: graph, detect: opts.Target.Options().DetectZeroes,
-		flushing: make(chan struct{}, 1)}
+		flushing: make(chan struct{}, 1), auto: opts.Auto}
 	m.piece = min(pieceSize, (opts.BufSize+opts.Granularity-1)&^(opts.Granularity-1))
 	m.workers = int(min(max(opts.BufSize/m.piece, 1), maxWorkers))
 	m.results = make(chan result, m.workers)
@@ -157,6 +167,15 @@ func (o *Options) check(graph *block.Graph) error {
 		return invalid("Cannot replace '%s' by a node mirrored from '%s', because it cannot be guaranteed that doing so "+
 			"would not lead to an abrupt change of visible data", o.Replaces.Name(), o.Source.Name())
 	}
+	if (o.Bitmap != nil) != (o.Sync == SyncBitmap) {
+		return invalid("Parameter 'bitmap' and the sync modes 'bitmap' and 'incremental' need each other")
+	}
+	for _, b := range o.Source.Bitmaps() {
+		if _, err := o.Target.FindBitmap(b.Name()); err == nil {
+			return invalid("Node '%s' has a bitmap '%s' already, which that of node '%s' could not follow it to", o.Target.Name(),
+				b.Name(), o.Source.Name())
+		}
+	}
 	if o.Target.Options().ReadOnly {
 		return &block.Error{Kind: block.KindReadOnly, Op: block.OpGraph, Node: o.Target.Name(),
 			Err: errors.New("Block node is read-only")}
@@ -200,6 +219,13 @@ func (m *Mirror) insert(ctx context.Context, tx *block.Tx) error {
 	if m.backend, err = tx.Attach(node, "block job '"+m.opts.JobID+"'", 0, block.PermAll); err != nil {
 		return err
 	}
+	if b := m.opts.Bitmap; b != nil {
+		if err := b.SetBusy(true); err != nil {
+			return err
+		}
+		tx.OnRollBack(func() { _ = b.SetBusy(false) })
+		m.planner.take(b.Snapshot()) // no write is under way
+	}
 	for _, n := range []*block.Node{source, target, node} {
 		b := tx.Block(n, blockReason)
 		m.blockers = append(m.blockers, func(tx *block.Tx) { tx.Unblock(n, b) })
@@ -216,6 +242,9 @@ func (m *Mirror) extract(tx *block.Tx, successor *block.Node) error {
 	tx.Replace(m.node, successor)
 	tx.OnCommit(func() error {
 		m.gone = true
+		if m.opts.Bitmap != nil {
+			return m.opts.Bitmap.SetBusy(false)
+		}
 		return nil
 	})
 	return tx.RemoveNode(m.node)
@@ -231,9 +260,14 @@ func (m *Mirror) remove(ctx context.Context) error {
 	})
 }
 
-// ChangeMode changes what guests' writes do from now on.
-func (m *Mirror) ChangeMode(mode Mode) {
-	m.setMode(mode)
+// ChangeMode changes what guests' writes do from now on; with auto that is left to the job.
+func (m *Mirror) ChangeMode(mode Mode, auto bool) {
+	m.mu.Lock()
+	m.auto = auto
+	if !auto {
+		m.planner.mode = mode
+	}
+	m.mu.Unlock()
 	m.job.Poke()
 }
 
@@ -245,17 +279,35 @@ func (m *Mirror) setMode(mode Mode) {
 
 // State is what can be seen of a mirror besides its job.
 type State struct {
-	Mode   Mode
-	Synced bool // the target is what the guest sees
-	Dirty  int64
-	Bytes  Bytes
+	Mode        Mode
+	Auto        bool
+	Synced      bool // the target is what the guest sees
+	Dirty       int64
+	Bytes       Bytes
+	Rate        int64         // bytes per second that were copied of late
+	SecondsLeft int64         // until nothing is dirty, if all goes on as it does; -1 if that is never
+	GuestDelay  time.Duration // what the mirror adds to a guest's write
 }
 
 // State is a snapshot.
 func (m *Mirror) State() State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return State{Mode: m.planner.mode, Synced: m.planner.synced(), Dirty: m.planner.d.SetBytes(), Bytes: m.bytes}
+	s := State{Mode: m.planner.mode, Auto: m.auto, Synced: m.planner.synced(), Dirty: m.planner.d.SetBytes(), Bytes: m.bytes,
+		GuestDelay: m.delay}
+	r := m.rates
+	if time.Since(m.sampled) > 4*sampleEvery {
+		r = rates{} // nothing has happened since
+	}
+	s.Rate = int64(r.copied)
+	switch gain := r.copied - r.dirtied; {
+	case s.Dirty == 0:
+	case gain < 1:
+		s.SecondsLeft = -1
+	default:
+		s.SecondsLeft = int64(float64(s.Dirty)/gain + 1)
+	}
+	return s
 }
 
 func invalid(format string, args ...any) error {

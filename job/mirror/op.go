@@ -2,7 +2,11 @@
 
 package mirror
 
-import "github.com/blkmirror/blkmirror/block/bitmap"
+import (
+	"time"
+
+	"github.com/blkmirror/blkmirror/block/bitmap"
+)
 
 // Mode is the copy mode: what a guest's write does about the target.
 type Mode uint8
@@ -36,6 +40,7 @@ type op struct {
 
 	blocked int           // earlier claims that it waits for
 	granted chan struct{} // made by the runner for an op that has to wait
+	delay   time.Duration // what the mirror added to a guest's write
 
 	// Decided when the claim is granted.
 	target     span   // a guest's write: the part that goes to the target; may be empty
@@ -68,7 +73,7 @@ func (o *op) addZeroed(off, end int64) {
 func (p *planner) beginGuest(o *op, r request, off, n int64) (granted bool) {
 	o.off, o.end, o.request, o.mode, o.bypass = off, off+n, r, p.mode, p.stopped
 	o.blocked, o.parts, o.zeroed, o.target, o.durable = 0, o.parts[:0], o.zeroed[:0], span{}, false
-	o.written = span{}
+	o.written, o.delay = span{}, 0
 	switch {
 	case p.stopped:
 	case o.mode == Background:

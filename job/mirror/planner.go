@@ -141,7 +141,12 @@ func (p *planner) markAll() {
 	p.scanned = p.d.Size()
 }
 
-// skipScan leaves everything clean: the target is to get only what guests write from now on.
+// take makes dirty what is set in a bitmap of the source.
+func (p *planner) take(set *bitmap.Bitmap) {
+	p.eachSet(set, func(chunks bitmap.Chunks) { p.d.Set(chunks) })
+}
+
+// skipScan leaves everything else clean: besides, the target is to get what guests write from now on.
 func (p *planner) skipScan() { p.scanned = p.d.Size() }
 
 // targetIsZero notes that the whole target reads as zero.
@@ -210,15 +215,19 @@ func (p *planner) endFlush(ok bool) {
 
 // distrust makes the chunks of all set regions dirty and not known to be zero.
 func (p *planner) distrust(regions *bitmap.Bitmap) {
-	for region, ok := regions.NextSet(0); ok; {
-		end := regions.RunEnd(region, regions.All().End)
-		chunks := p.d.Outward(regions.Bytes(bitmap.Chunks{First: region, End: end}))
+	p.eachSet(regions, func(chunks bitmap.Chunks) {
 		p.d.Set(chunks)
 		p.z.Clear(chunks)
-		if end == regions.All().End {
-			return
-		}
-		region, ok = regions.NextSet(end)
+	})
+}
+
+// eachSet calls f with the chunks that each run of set bits of a bitmap of the disk touches.
+func (p *planner) eachSet(b *bitmap.Bitmap, f func(bitmap.Chunks)) {
+	all := b.All().End
+	for first := b.NextSetBefore(0, all); first < all; {
+		end := b.RunEnd(first, all)
+		f(p.d.Outward(b.Bytes(bitmap.Chunks{First: first, End: end})))
+		first = b.NextSetBefore(end, all)
 	}
 }
 

@@ -21,7 +21,7 @@ func (l *loop) prepare(ctx context.Context) error {
 		m.mu.Unlock()
 	}
 	switch m.opts.Sync {
-	case SyncNone:
+	case SyncNone, SyncBitmap:
 		m.mu.Lock()
 		m.planner.skipScan()
 		m.mu.Unlock()

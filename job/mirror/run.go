@@ -64,6 +64,8 @@ type loop struct {
 	notYet   time.Time     // no copy starts before
 	starved  time.Time     // since when guests have held everything that is dirty; zero if they do not
 	pending  bool          // the job waits for finalize
+	meter    meter
+	steering steering
 }
 
 // turn looks around once, starts what can be started, and waits for something to happen.
@@ -71,10 +73,11 @@ func (l *loop) turn(ctx context.Context) error {
 	if err := l.look(ctx); err != nil {
 		return err
 	}
+	sample := l.measure(time.Now())
 	complete, _ := l.m.job.CompleteWanted()
 	if complete {
 		// A guest that writes faster than the copy would keep the job from its end.
-		l.m.setMode(WriteBlocking)
+		l.lastPass()
 	}
 	wait, err := l.dispatch(ctx, complete)
 	if err != nil {
@@ -83,8 +86,23 @@ func (l *loop) turn(ctx context.Context) error {
 	if again, err := l.advance(ctx, complete); again || err != nil {
 		return err
 	}
+	if wait == 0 || sample > 0 && sample < wait {
+		wait = sample
+	}
 	l.sleep(ctx, wait)
 	return nil
+}
+
+// lastPass sees to it that what is dirty can only shrink.
+func (l *loop) lastPass() {
+	m := l.m
+	m.mu.Lock()
+	auto, mode := m.auto, m.planner.mode
+	m.auto, m.planner.mode = false, WriteBlocking
+	m.mu.Unlock()
+	if auto && mode != WriteBlocking {
+		m.announce(WriteBlocking, "the job was asked to complete")
+	}
 }
 
 // look deals with what others want and with what failed.
