@@ -40,7 +40,6 @@ type Daemon struct {
 	serving  sync.WaitGroup
 	quit     chan struct{} // closed when a quit was carried out
 	drain    time.Duration // how long a stop waits for ready mirrors
-	monitors int
 }
 
 // channel is a chardev that a monitor may be put on.
