@@ -111,6 +111,12 @@ type Delayer interface {
 	EndDrain()
 }
 
+// EventListener is a driver that wants to know what happens to requests on their way: "pwritev" and "pwritev_zero" before
+// its node writes data or zeroes, "pwritev_done" afterwards, and what the nodes above say through [Edge.Event].
+type EventListener interface {
+	Event(name string)
+}
+
 // FileNamer is a driver that can be told by a file name.
 type FileNamer interface {
 	FileName() string

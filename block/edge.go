@@ -65,6 +65,9 @@ func (e *Edge) BlockStatus(ctx context.Context, off, n int64) (Extent, error) {
 	return e.Node().BlockStatus(ctx, off, n)
 }
 
+// Event tells the node below what its user is about to do, in the words of blkdebug, such as "read_aio".
+func (e *Edge) Event(name string) { e.Node().event(name) }
+
 // Resize changes the length of the node below, for a driver whose own Resize was called.
 func (e *Edge) Resize(ctx context.Context, size int64) error { return e.Node().resize(ctx, size) }
 

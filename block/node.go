@@ -67,6 +67,7 @@ type opened struct {
 	permit   ChildPermitter
 	holder   PermissionHolder
 	delayer  Delayer
+	listener EventListener
 }
 
 func (n *Node) now() *opened { return n.state.Load() }
@@ -94,6 +95,7 @@ func newOpened(d Driver, options Options) *opened {
 	o.permit, _ = d.(ChildPermitter)
 	o.holder, _ = d.(PermissionHolder)
 	o.delayer, _ = d.(Delayer)
+	o.listener, _ = d.(EventListener)
 	return o
 }
 

@@ -72,7 +72,9 @@ func (n *Node) WriteAt(ctx context.Context, p []byte, off int64, flags Flags) er
 	n.stats.Writes.Add(1)
 	n.stats.WriteBytes.Add(length)
 	n.passThreshold(off + length)
+	n.event("pwritev")
 	err := n.write(ctx, p, off, n.driverFlags(flags&FUA))
+	n.event("pwritev_done")
 	n.wrote(off, length, err)
 	return n.wrap(OpWrite, off, length, err)
 }
@@ -91,7 +93,9 @@ func (n *Node) WriteZeroes(ctx context.Context, off, length int64, flags Flags) 
 	n.stats.Zeroes.Add(1)
 	n.stats.ZeroBytes.Add(length)
 	n.passThreshold(off + length)
+	n.event("pwritev_zero")
 	err := n.zero(ctx, off, length, n.driverFlags(flags))
+	n.event("pwritev_done")
 	n.wrote(off, length, err)
 	return n.wrap(OpZero, off, length, err)
 }
@@ -198,6 +202,12 @@ func (n *Node) measure() {
 	size := n.now().driver.Size()
 	n.resizeBitmaps(size)
 	n.size.Store(size)
+}
+
+func (n *Node) event(name string) {
+	if l := n.now().listener; l != nil {
+		l.Event(name)
+	}
 }
 
 // driverFlags leaves out what the node does not want its driver to do.

@@ -9,10 +9,7 @@ import "path"
 var leftOut = []struct{ pattern, reason string }{
 	{"quirks/*", "recorded behaviour of qemu-storage-daemon that is improved on purpose, see better/"},
 	{"qcow2/*", "waits for qcow2 and backing files"},
-	{"error/*", "waits for the blkdebug driver, which comes with the error policies"},
 	{"mirror/nbd-target", "waits for the nbd driver"},
-	{"better/target-is-zero-lie", "waits for the check of target-is-zero"},
-	{"better/change-copy-mode-back", "waits for block-job-change back to background"},
 }
 
 // LeftOut tells whether a scenario is not run by default, and why.

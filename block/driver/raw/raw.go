@@ -64,11 +64,13 @@ func (r *Raw) Size() int64 {
 
 // ReadAt reads from the window.
 func (r *Raw) ReadAt(ctx context.Context, p []byte, off int64) error {
+	r.file.Event("read_aio")
 	return r.file.ReadAt(ctx, p, r.offset+off)
 }
 
 // WriteAt writes into the window.
 func (r *Raw) WriteAt(ctx context.Context, p []byte, off int64, flags block.Flags) error {
+	r.file.Event("write_aio")
 	return r.file.WriteAt(ctx, p, r.offset+off, flags)
 }
 

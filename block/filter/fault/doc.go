@@ -8,9 +8,9 @@
 //
 //	inject-error: event none, iotype write, sector 1024, errno 5, once     the next write that touches sector 1024 fails
 //
-// The event "none" is there all the time. Others happen inside image formats; a rule for one is active from that event
-// on until the next request has met it.
+// The event "none" is there all the time. "pwritev", "pwritev_zero" and "pwritev_done" happen when the node writes,
+// "read_aio" and "write_aio" when a raw node above it reads and writes data; other image formats have more. A rule for an
+// event is active from then on until another event happens that has rules.
 //
-// The driver can also pretend to have limits: a request alignment, a largest transfer. It injects nothing into reads of
-// metadata by name, since only the format above knows what it reads.
+// The driver can also pretend to have limits: a request alignment, a largest transfer.
 package fault

@@ -32,6 +32,7 @@ var (
 	_ block.StatusReporter = (*Fault)(nil)
 	_ block.Resizer        = (*Fault)(nil)
 	_ block.Limiter        = (*Fault)(nil)
+	_ block.EventListener  = (*Fault)(nil)
 )
 
 // Open puts rules on the node that image leads to.
@@ -45,7 +46,7 @@ func Open(image *block.Edge, o Options) (*Fault, error) {
 	return &Fault{Edge: image, options: o, rules: newRules(o.Rules, o.States)}, nil
 }
 
-// Event tells the rules that something happened inside the image format above.
+// Event tells the rules what happens to a request, here or in the nodes above.
 func (f *Fault) Event(name string) { f.rules.event(name) }
 
 // Limits are those that the options pretend.
@@ -53,6 +54,9 @@ func (f *Fault) Limits() block.Limits {
 	return block.Limits{RequestAlign: f.options.Align, MaxTransfer: f.options.MaxTransfer,
 		Granularity: f.Node().Limits().Granularity}
 }
+
+// inside is how much of n bytes at off lies on the image: what the node above pads to a pretended alignment may reach beyond.
+func (f *Fault) inside(off, n int64) int64 { return max(min(n, f.Size()-off), 0) }
 
 // CanZeroUnmap says whether the image can.
 func (f *Fault) CanZeroUnmap() bool { return f.Node().CanZeroUnmap() }
@@ -62,7 +66,9 @@ func (f *Fault) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := f.rules.meet(ctx, Read, off, int64(len(p))); err != nil {
 		return err
 	}
-	return f.Edge.ReadAt(ctx, p, off)
+	inside := f.inside(off, int64(len(p)))
+	clear(p[inside:])
+	return f.Edge.ReadAt(ctx, p[:inside], off)
 }
 
 // WriteAt writes unless a rule is against it.
@@ -70,7 +76,7 @@ func (f *Fault) WriteAt(ctx context.Context, p []byte, off int64, flags block.Fl
 	if err := f.rules.meet(ctx, Write, off, int64(len(p))); err != nil {
 		return err
 	}
-	return f.Edge.WriteAt(ctx, p, off, flags)
+	return f.Edge.WriteAt(ctx, p[:f.inside(off, int64(len(p)))], off, flags)
 }
 
 // WriteZeroes writes zeroes unless a rule is against it.
@@ -78,7 +84,7 @@ func (f *Fault) WriteZeroes(ctx context.Context, off, n int64, flags block.Flags
 	if err := f.rules.meet(ctx, WriteZeroes, off, n); err != nil {
 		return err
 	}
-	return f.Edge.WriteZeroes(ctx, off, n, flags)
+	return f.Edge.WriteZeroes(ctx, off, f.inside(off, n), flags)
 }
 
 // Discard discards unless a rule is against it.

@@ -66,7 +66,7 @@ func newRules(list []Rule, states []SetState) *rules {
 	return r
 }
 
-// Event tells that something happened inside the format above.
+// event takes note of an event. The rules for it are the active ones from then on, until an event that has rules, too.
 func (r *rules) event(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -76,11 +76,14 @@ func (r *rules) event(name string) {
 			next = s.NewState
 		}
 	}
-	r.mu.active = nil
+	var active []Rule
 	for _, rule := range r.mu.rules {
 		if rule.Event == name && (rule.State == 0 || rule.State == r.mu.state) {
-			r.mu.active = append(r.mu.active, rule)
+			active = append(active, rule)
 		}
+	}
+	if active != nil {
+		r.mu.active = active
 	}
 	r.mu.state = next
 }
