@@ -47,7 +47,11 @@ func (c creation) Run(ctx context.Context, j *job.Job) error {
 	if err != nil {
 		return err
 	}
-	j.EnterPending()
+	for !j.EnterPending() {
+		if err := j.Checkpoint(ctx); err != nil {
+			return err
+		}
+	}
 	return j.Commit()
 }
 
