@@ -3,6 +3,7 @@
 package blackbox
 
 import (
+	"os/exec"
 	"testing"
 
 	"github.com/blkmirror/blkmirror/block/nbd/nbdguest"
@@ -27,8 +28,8 @@ func TestNoWayAroundFilter(t *testing.T) {
 			d.refused("block-export-add", args{"type": "nbd", "id": "twin", "node-name": "again", "writable": true}, source)
 			d.refused("blockdev-mirror", mirrorArgs(args{"job-id": "n", "device": "again", "target": "src"}), "src")
 			// Another process.
-			if _, err := attempt(t, "qemu-io", "-f", "raw", "-c", "write -P 9 0 4k", source); err == nil {
-				t.Error("qemu-io wrote to the source")
+			if _, err := exec.LookPath("qemu-io"); err == nil {
+				lockedOut(t, "qemu-io", "-f", "raw", "-c", "write -P 9 0 4k", source)
 			}
 			// A node above the source by its name, and another export of the source: they stand above the mirror.
 			d.do("blockdev-add", args{"driver": "raw", "node-name": "above", "file": "src", "offset": 1 << 20, "size": 1 << 20})
