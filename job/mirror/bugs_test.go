@@ -301,3 +301,22 @@ func TestNotSyncedWhileAWriteCatchesUp(t *testing.T) {
 		t.Error("not in sync at the end")
 	}
 }
+
+// A guest whose write makes the last dirty chunk clean wakes the job: it is ready then, and has nothing left.
+func TestGuestMakesTheLastDirtyChunkClean(t *testing.T) {
+	in(t, func(t *testing.T) {
+		r := plain(t, 128*kib)
+		m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true, Speed: 64, BufSize: 1})
+		time.Sleep(1200 * time.Millisecond)
+		if d := m.State().Dirty; d != 64*kib {
+			t.Fatalf("%d bytes are dirty", d)
+		}
+		must(t, r.guest.WriteAt(bg, pattern(5, 128*kib), 0, 0))
+		time.Sleep(time.Millisecond)
+		if i := m.job.Info(); i.Status != job.Ready || i.Current != i.Total {
+			t.Errorf("%+v", i)
+		}
+		must(t, m.job.Cancel(nil))
+		r.over(m)
+	})
+}

@@ -80,10 +80,10 @@ func (f *filter) end(o *op, sourceErr, targetErr error) error {
 	m := f.m
 	mirrored := o.target.end - o.target.off
 	m.mu.Lock()
-	before := m.planner.d.Len()
+	before, cleaned := m.planner.d.Len(), o.cleans
 	done, dirtied := m.planner.endGuest(o, sourceErr != nil, targetErr != nil)
 	woken := m.planner.takeWoken()
-	poke := dirtied && before == 0 || m.planner.starved && m.planner.d.Len() > 0
+	poke := (dirtied || cleaned) && before == 0 || m.planner.starved && m.planner.d.Len() > 0
 	if o.mode == Background {
 		m.flow.dirtied += (m.planner.d.Len() - before) * m.planner.d.Granularity()
 	} else {
