@@ -26,10 +26,16 @@ func NewRegistry(events Events) *Registry { return &Registry{events: events} }
 
 // CheckID says what is wrong with an id for a new job.
 func (r *Registry) CheckID(id string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.checkIDLocked(id)
+}
+
+func (r *Registry) checkIDLocked(id string) error {
 	if !block.WellFormedID(id) {
 		return refused("Invalid job ID '%s'", id)
 	}
-	if _, err := r.Find(id); err == nil {
+	if r.findLocked(id) != nil {
 		return refused("Job ID '%s' already in use", id)
 	}
 	return nil
@@ -39,12 +45,19 @@ func (r *Registry) CheckID(id string) error {
 func (r *Registry) Find(id string) (*Job, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, j := range r.mu.jobs {
-		if j.config.ID == id {
-			return j, nil
-		}
+	if j := r.findLocked(id); j != nil {
+		return j, nil
 	}
 	return nil, refused("Job not found")
+}
+
+func (r *Registry) findLocked(id string) *Job {
+	for _, j := range r.mu.jobs {
+		if j.config.ID == id {
+			return j
+		}
+	}
+	return nil
 }
 
 // FindBlockJob looks a job up that answers to block-job verbs.
@@ -65,9 +78,6 @@ func (r *Registry) Jobs() []*Job {
 
 // Add makes a job that nobody has heard of yet but whose id is taken. Start or Abandon follows.
 func (r *Registry) Add(c Config) (*Job, error) {
-	if err := r.CheckID(c.ID); err != nil {
-		return nil, err
-	}
 	if err := CheckSpeed(c.Speed); err != nil {
 		return nil, err
 	}
@@ -75,8 +85,12 @@ func (r *Registry) Add(c Config) (*Job, error) {
 	j.ctx, j.cancel = context.WithCancelCause(context.Background())
 	j.mu.speed = c.Speed
 	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.checkIDLocked(c.ID); err != nil {
+		j.cancel(nil)
+		return nil, err
+	}
 	r.mu.jobs = append(r.mu.jobs, j)
-	r.mu.Unlock()
 	return j, nil
 }
 
