@@ -346,6 +346,10 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 		OnSourceError: one(r, job.PolicyReport, job.PolicyIgnore, job.PolicyStop, job.PolicyENOSPC),
 		OnTargetError: one(r, job.PolicyReport, job.PolicyIgnore, job.PolicyStop, job.PolicyENOSPC),
 		AutoFinalize:  chance(r, 70), AutoDismiss: chance(r, 70)}
+	o.Auto = chance(r, 10)
+	if chance(r, 12) {
+		o.Sync, o.Bitmap = SyncBitmap, s.bitmap(r)
+	}
 	if s.size > 256<<10 {
 		o.BufSize = max(o.BufSize, 65536) // or it takes too long, even in virtual time
 	}
@@ -381,6 +385,18 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 	a.judge()
 }
 
+// bitmap lets guests write for a while beside a bitmap of the source.
+func (s *schedule) bitmap(r *rand.Rand) (b *block.DirtyBitmap) {
+	s.names++
+	name := fmt.Sprintf("b%d", s.names)
+	must(s.t, s.graph.Change(bg, func(tx *block.Tx) (err error) {
+		b, err = tx.AddBitmap(s.sn, block.BitmapConfig{Name: name, Granularity: one[int64](r, 512, 4096, 65536)})
+		return err
+	}))
+	time.Sleep(time.Duration(r.Int64N(int64(200 * time.Millisecond))))
+	return b
+}
+
 // setScope says which bytes the target must have at the end.
 func (s *schedule) setScope(o *Options) {
 	g := o.Granularity
@@ -396,6 +412,11 @@ func (s *schedule) setScope(o *Options) {
 	defer s.source.mu.Unlock()
 	switch {
 	case o.Sync == SyncNone:
+	case o.Sync == SyncBitmap:
+		set := o.Bitmap.Snapshot()
+		for at := range s.size {
+			s.h.scope[at] = set.Test(at / set.Granularity())
+		}
 	case o.Sync == SyncTop && s.source.base != nil:
 		for i, own := range s.source.mu.own {
 			if own {
@@ -554,8 +575,7 @@ func (a *actors) verb(r *rand.Rand) {
 		_ = j.SetSpeed(one(r, 0, 1+r.Int64N(a.size*10)))
 	case 9, 10, 11, 12:
 		if j.AllowChange() == nil {
-			a.m.setMode(one(r, Background, WriteBlocking))
-			j.Poke()
+			a.m.ChangeMode(one(r, Background, WriteBlocking), chance(r, 20))
 		}
 	case 13, 14:
 		a.asked.full = j.Complete(after) == nil || a.asked.full
