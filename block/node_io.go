@@ -124,11 +124,12 @@ func (n *Node) Discard(ctx context.Context, off, length int64) error {
 		h := n.rmw.Lock(off, length)
 		defer n.rmw.Unlock(h)
 	}
+	n.passThreshold(off + length)
 	err := n.now().trimmer.Discard(ctx, off, length)
 	if err != nil && KindOf(err) == KindNotSupported {
 		return nil
 	}
-	n.wrote(off, length, err)
+	n.changed(off, length, err)
 	return n.wrap(OpTrim, off, length, err)
 }
 
@@ -225,12 +226,19 @@ func (n *Node) flushIf(ctx context.Context, flags Flags) error {
 	return n.Flush(ctx)
 }
 
-// wrote takes note of a request that changes the disk, when it has returned and before its sender is told. One that failed
-// may have been carried out in part.
-func (n *Node) wrote(off, length int64, err error) {
+// changed takes note of a request that may have changed the disk, when it has returned and before its sender is told. One
+// that failed may have been carried out in part.
+func (n *Node) changed(off, length int64, err error) {
 	n.markDirty(off, length)
 	if err != nil {
 		n.stats.FailedWrites.Add(1)
+	}
+}
+
+// wrote is changed for data and zeroes.
+func (n *Node) wrote(off, length int64, err error) {
+	n.changed(off, length, err)
+	if err != nil {
 		return
 	}
 	end := off + length

@@ -269,7 +269,7 @@ func TestReopenOfNodesInUseByAJob(t *testing.T) {
 }
 
 func TestWriteThreshold(t *testing.T) {
-	_, n, _ := disk(t, blocktest.MemOptions{Size: 64 * kib}, block.Options{Discard: true})
+	_, n, _ := disk(t, blocktest.MemOptions{Size: 64 * kib}, block.Options{})
 	var told []int64
 	tell := func(exceeded int64) { told = append(told, exceeded) }
 	n.SetWriteThreshold(4096, tell)

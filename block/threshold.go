@@ -8,8 +8,8 @@ type writeThreshold struct {
 	tell func(exceeded int64)
 }
 
-// SetWriteThreshold has tell called, once, by the first write that ends above the offset at, before it is carried out;
-// exceeded is by how many bytes. It takes the place of an earlier threshold; 0 takes that away. tell must not wait.
+// SetWriteThreshold has tell called, once, by the first write, write of zeroes or effective discard that ends above the offset
+// at, before it is carried out; exceeded is by how many bytes. It takes the place of an earlier threshold; 0 takes that away. tell must not wait.
 func (n *Node) SetWriteThreshold(at int64, tell func(exceeded int64)) {
 	if at == 0 {
 		n.threshold.Store(nil)

@@ -16,8 +16,8 @@ import (
 func (h *Handlers) BlockdevReopen(ctx context.Context, a *api.BlockdevReopenArguments) error {
 	defer h.forgetClosed()
 	return h.graph.Change(ctx, func(tx *block.Tx) error {
-		r := &reopening{h: h, given: map[*block.Node]*api.BlockdevOptions{}, detached: map[*block.Node]bool{},
-			becomes: map[*block.Node]*openedNode{}}
+		r := &reopening{h: h, given: map[*block.Node]*api.BlockdevOptions{}, listed: map[*block.Node]bool{},
+			detached: map[*block.Node]bool{}, becomes: map[*block.Node]*openedNode{}}
 		var nodes []*block.Node
 		for i := range a.Options {
 			o := &a.Options[i]
@@ -31,7 +31,7 @@ func (h *Handlers) BlockdevReopen(ctx context.Context, a *api.BlockdevReopenArgu
 			if r.given[n] != nil {
 				return qmp.Errorf("Node '%s' is listed more than once", *o.NodeName)
 			}
-			r.given[n] = o
+			r.given[n], r.listed[n] = o, true
 			nodes = append(nodes, n)
 		}
 		for _, n := range nodes {
@@ -59,6 +59,7 @@ func (h *Handlers) BlockdevReopen(ctx context.Context, a *api.BlockdevReopenArgu
 type reopening struct {
 	h        *Handlers
 	given    map[*block.Node]*api.BlockdevOptions // what the operator said
+	listed   map[*block.Node]bool                 // of those, the ones that do not stand inline in their parents' options
 	detached map[*block.Node]bool                 // inline children that their parents do not have any more
 	becomes  map[*block.Node]*openedNode          // what was planned
 	changes  []block.Reopen
@@ -89,7 +90,11 @@ func (r *reopening) plan(n *block.Node) error {
 	}
 	becomes := &openedNode{options: o, parent: was.parent}
 	var inherited *nodeOptions
-	if was.parent != nil && !r.detached[n] {
+	switch {
+	case was.parent == nil || r.detached[n]:
+	case r.listed[n]:
+		inherited = &nodeOptions{} // what is not listed gets its default, and that of discard is another for inline children
+	default:
 		inherited = &r.becomes[was.parent].resolved
 	}
 	resolved, err := commonOptions(o, inherited)
