@@ -116,20 +116,3 @@ func TestLeftOut(t *testing.T) {
 		}
 	}
 }
-
-// Only what needs blkdebug may hide behind the row for it.
-func TestErrorScenariosNeedBlkdebug(t *testing.T) {
-	scenarios, err := Load(os.DirFS("scenarios"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range scenarios {
-		needs := false
-		for _, step := range s.Steps {
-			needs = needs || strings.Contains(step.Text, "blkdebug")
-		}
-		if needs != strings.HasPrefix(s.Name, "error/") {
-			t.Errorf("%s needs blkdebug: %v", s.Name, needs)
-		}
-	}
-}
