@@ -74,10 +74,10 @@ func TestFioVerifiesAcrossPivot(t *testing.T) {
 			}
 			d := start(t)
 			_, target := d.disks(64<<20, args{"discard": "unmap"})
-			// Two seconds of writes at least, so that everything happens beside them; then all is read back and checked.
+			// Four seconds of writes at least, so that everything happens beside them; then all is read back and checked.
 			cmd := exec.Command(fio, "--name=guest", "--ioengine=nbd", "--uri="+d.uri("src"), "--rw=randwrite", "--bs=512-64k",
-				"--blockalign=512", "--size=64m", "--io_size=48m", "--iodepth=8", "--verify=crc32c", "--verify_fatal=1",
-				"--serialize_overlap=1", "--rate=,24m", "--randseed=7", "--output="+d.path("fio.log"))
+				"--blockalign=512", "--size=64m", "--io_size=64m", "--iodepth=8", "--verify=crc32c", "--verify_fatal=1",
+				"--serialize_overlap=1", "--rate=,16m", "--randseed=7", "--output="+d.path("fio.log"))
 			cmd.Dir = d.dir // it leaves a file there when it fails
 			var printed output
 			cmd.Stdout, cmd.Stderr = &printed, &printed
