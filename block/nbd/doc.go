@@ -19,6 +19,8 @@
 //	S: simple   = magic error cookie                        (a read's data)
 //	S: chunk    = magic flags type cookie length payload
 //
+// A client may also ask for extended headers. Then requests and chunks carry 64-bit lengths, and no reply is simple.
+//
 // All numbers are big endian. The Append functions add a message to a slice, as [encoding/binary] does, and the Parse
 // functions read one from bytes that may come from anybody: they never panic, and refuse what is not well formed. The
 // package does no I/O.

@@ -32,9 +32,19 @@ func TestRoundTrip(t *testing.T) {
 		{SimpleReply{EINVAL, 9}, "\x67\x44\x66\x98\x00\x00\x00\x16\x00\x00\x00\x00\x00\x00\x00\x09", func(b []byte) (any, error) { return ParseSimpleReply(b) }},
 		{Chunk{ChunkDone, ChunkError, 2, 6}, "\x66\x8e\x33\xef\x00\x01\x80\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x06",
 			func(b []byte) (any, error) { return ParseChunk(b) }},
+		{Request{FlagPayloadLen, CmdBlockStatus, 3, 4, 1 << 32}, "\x21\xe4\x1c\x71\x00\x20\x00\x07\x00\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x01\x00\x00\x00\x00",
+			func(b []byte) (any, error) { return ParseExtendedRequest(b) }},
+		{ExtendedChunk{ChunkDone, ChunkBlockStatusExt, 2, 7, 24}, "\x6e\x8a\x27\x8c\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00\x00\x00\x00\x00\x18",
+			func(b []byte) (any, error) { return ParseExtendedChunk(b) }},
+		{ExtendedDescriptor{1 << 40, 1}, "\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01", func(b []byte) (any, error) { return ParseExtendedDescriptor(b) }},
+		{StatusQuery{1 << 40, []uint32{1, 2}}, "\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x02", func(b []byte) (any, error) { return ParseStatusQuery(b) }},
+		{Hole{1 << 40, 512}, "\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00", func(b []byte) (any, error) { return ParseHole(b) }},
 		{Descriptor{512, StateHole | StateZero}, "\x00\x00\x02\x00\x00\x00\x00\x03", func(b []byte) (any, error) { return ParseDescriptor(b) }},
 	} {
 		b := test.message.Append([]byte("x"))[1:]
+		if r, ok := test.message.(Request); ok && r.Flags == FlagPayloadLen {
+			b = r.AppendExtended(nil)
+		}
 		if string(b) != test.bytes {
 			t.Errorf("%+v is %q, want %q", test.message, b, test.bytes)
 		}
@@ -121,7 +131,11 @@ func FuzzParse(f *testing.F) {
 	f.Add(ExportQuery{"ab", []InfoType{InfoBlockSize}}.Append(nil))
 	f.Add(BlockSizes{1, 4096, MaxPayload}.Append(nil))
 	f.Add(AppendErrorChunk(nil, ChunkDone, 1, EIO)[ChunkSize:])
+	f.Add(StatusQuery{1 << 40, []uint32{1, 2}}.Append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if q, err := ParseStatusQuery(b); err == nil && !bytes.Equal(q.Append(nil), b) {
+			t.Errorf("%q is read as %+v", b, q)
+		}
 		if q, err := ParseMetaQuery(b); err == nil && !bytes.Equal(q.Append(nil), b) {
 			t.Errorf("%q is read as %+v", b, q)
 		}
@@ -134,5 +148,8 @@ func FuzzParse(f *testing.F) {
 		_, _, _ = ParseErrorChunk(b)
 		_, _ = ParseRequest(b)
 		_, _ = ParseChunk(b)
+		_, _ = ParseExtendedRequest(b)
+		_, _ = ParseExtendedChunk(b)
+		_, _ = ParseHole(b)
 	})
 }

@@ -12,6 +12,8 @@ const (
 	RequestMagic         = 0x25609513
 	SimpleReplyMagic     = 0x67446698
 	StructuredReplyMagic = 0x668e33ef
+	ExtendedRequestMagic = 0x21e41c71
+	ExtendedReplyMagic   = 0x6e8a278c
 )
 
 const (
@@ -145,12 +147,13 @@ type ChunkType uint16
 
 // The types of chunks.
 const (
-	ChunkNone        ChunkType = 0
-	ChunkOffsetData  ChunkType = 1
-	ChunkOffsetHole  ChunkType = 2
-	ChunkBlockStatus ChunkType = 5
-	ChunkError       ChunkType = 1<<15 + 1
-	ChunkErrorOffset ChunkType = 1<<15 + 2
+	ChunkNone           ChunkType = 0
+	ChunkOffsetData     ChunkType = 1
+	ChunkOffsetHole     ChunkType = 2
+	ChunkBlockStatus    ChunkType = 5
+	ChunkBlockStatusExt ChunkType = 6 // extended headers only, and always there
+	ChunkError          ChunkType = 1<<15 + 1
+	ChunkErrorOffset    ChunkType = 1<<15 + 2
 )
 
 // IsError says whether the chunk tells of a failure.
@@ -162,11 +165,18 @@ type ChunkFlags uint16
 // ChunkDone marks the last chunk of a reply.
 const ChunkDone ChunkFlags = 1
 
-// BaseAllocation is the metadata context that tells holes and zeroes.
-const BaseAllocation = "base:allocation"
+// The names of metadata contexts, which say what block status tells.
+const (
+	BaseAllocation    = "base:allocation"       // holes and zeroes
+	AllocationDepth   = "qemu:allocation-depth" // 0 for not allocated, 1 for the disk itself, 2 for its backing file, …
+	DirtyBitmapPrefix = "qemu:dirty-bitmap:"    // followed by the name of a bitmap: what was written
+)
 
 // The flags of an extent in [BaseAllocation].
 const (
 	StateHole uint32 = 1 << iota
 	StateZero
 )
+
+// StateDirty is the flag of an extent in a context that begins with [DirtyBitmapPrefix].
+const StateDirty uint32 = 1

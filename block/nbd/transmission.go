@@ -10,12 +10,12 @@ const (
 	SimpleReplySize = 16
 	ChunkSize       = 20 // header of a chunk of a structured reply
 	DataChunkSize   = ChunkSize + 8
-	HoleChunkSize   = ChunkSize + 12
+	HoleChunkSize   = ChunkSize + HoleSize
 	ErrorChunkSize  = ChunkSize + 6
 )
 
-// Request is what a client wants. Length is that of the range (and of the data that follows a write); compact requests
-// carry 32 bits of it.
+// Request is what a client wants. Length is that of the range, and of the data that follows a write; compact requests
+// carry 32 bits of it. With FlagPayloadLen, which is for extended requests only, Length is that of the data that follows.
 type Request struct {
 	Flags   CommandFlags
 	Command Command
@@ -107,6 +107,28 @@ func ParseChunk(b []byte) (Chunk, error) {
 func AppendDataChunk(b []byte, flags ChunkFlags, cookie, offset uint64, length uint32) []byte {
 	b = Chunk{flags, ChunkOffsetData, cookie, length + 8}.Append(b)
 	return be.AppendUint64(b, offset)
+}
+
+// Hole is the payload of a chunk of type ChunkOffsetHole: a part of what was read that is all zeroes.
+type Hole struct {
+	Offset uint64
+	Length uint32
+}
+
+// HoleSize is the length of a hole in bytes.
+const HoleSize = 12
+
+// Append adds the hole.
+func (h Hole) Append(b []byte) []byte {
+	b = be.AppendUint64(b, h.Offset)
+	return be.AppendUint32(b, h.Length)
+}
+
+// ParseHole reads the payload of a chunk of type ChunkOffsetHole.
+func ParseHole(b []byte) (Hole, error) {
+	f := fields{rest: b}
+	h := Hole{f.uint64(), f.uint32()}
+	return h, f.end()
 }
 
 // AppendErrorChunk adds a whole chunk that tells of a failure without more words.
