@@ -30,10 +30,13 @@ func (e *Edge) Name() string { return e.name }
 func (e *Edge) Node() *Node { return e.node.Load() }
 
 func (e *Edge) userName() string {
-	if e.parent != nil {
-		return fmt.Sprintf("node '%s' (as its '%s' child)", e.parent.name, e.name)
+	switch {
+	case e.backend != nil:
+		return e.backend.name
+	case e.parent.owner != "":
+		return fmt.Sprintf("%s (as its %s)", e.parent.owner, e.name)
 	}
-	return e.backend.name
+	return fmt.Sprintf("node '%s' (as its '%s' child)", e.parent.name, e.name)
 }
 
 // Size is the length of the node below in bytes.

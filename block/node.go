@@ -34,9 +34,10 @@ type Options struct {
 type Node struct {
 	name       string
 	driverName string
-	implicit   bool // named by the graph, not by the operator
-	filter     bool // shows the disk of its first child
-	monitor    bool // added by the operator, who alone removes it
+	implicit   bool   // named by the graph, not by the operator
+	owner      string // how errors call whoever put the node there; "" for the operator
+	filter     bool   // shows the disk of its first child
+	monitor    bool   // added by the operator, who alone removes it
 	state      atomic.Pointer[opened]
 	size       atomic.Int64
 	children   []*Edge

@@ -41,9 +41,10 @@ type NodeConfig struct {
 	Name       string // "" for a generated one
 	DriverName string
 	Options    Options
-	Filter     bool // shows the disk of its first child, which users cannot get around from then on
-	Implicit   bool // a filter that the operator did not name
-	Monitor    bool // belongs to the operator, not to the node above it
+	Filter     bool   // shows the disk of its first child, which users cannot get around from then on
+	Implicit   bool   // a filter that the operator did not name
+	Owner      string // how errors call whoever put the node there, such as a job; "" for the operator
+	Monitor    bool   // belongs to the operator, not to the node above it
 	Children   []Child
 	// Open makes the driver. The edges are those to Children, in their order.
 	Open func(edges []*Edge) (Driver, error)
@@ -52,7 +53,7 @@ type NodeConfig struct {
 // AddNode opens a node. The node is in nobody's use until the change ends but for the caller's.
 func (tx *Tx) AddNode(c NodeConfig) (*Node, error) {
 	n := &Node{name: c.Name, driverName: c.DriverName, filter: c.Filter, monitor: c.Monitor,
-		implicit: c.Implicit || c.Name == ""}
+		implicit: c.Implicit || c.Name == "", owner: c.Owner}
 	if c.Name != "" {
 		if err := CheckNodeName(c.Name); err != nil {
 			return nil, err

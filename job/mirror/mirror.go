@@ -49,6 +49,8 @@ const (
 	childSource = "backing"
 	childTarget = "target"
 
+	minGranularity = 512
+	maxGranularity = 64 << 20
 	defaultBufSize = 16 << 20
 	pieceSize      = 1 << 20   // the most data that is copied in one go
 	zeroPiece      = 128 << 20 // the most zeroes that are written in one go
@@ -116,7 +118,7 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 	m.targetCtx, m.giveUp = context.WithCancel(context.Background())
 	var err error
 	if m.planner, err = newPlanner(opts.Source.Size(), opts.Granularity, opts.Mode); err != nil {
-		return nil, err
+		return nil, &block.Error{Kind: block.KindNoMemory, Op: block.OpGraph, Err: err}
 	}
 	if opts.TargetIsZero && opts.Sync == SyncFull {
 		if err := checkReadsZero(ctx, opts.Target); err != nil {
@@ -144,7 +146,7 @@ func (o *Options) check(graph *block.Graph) error {
 		o.Granularity = defaultGranularity(o.Target)
 	}
 	switch g := o.Granularity; {
-	case g < 512 || g > 64<<20:
+	case g < minGranularity || g > maxGranularity:
 		return invalid("Parameter 'granularity' expects a value in range [512B, 64MB]")
 	case g&(g-1) != 0:
 		return invalid("Parameter 'granularity' expects a power of 2")
@@ -206,6 +208,7 @@ func (m *Mirror) insert(ctx context.Context, tx *block.Tx) error {
 	options := block.Options{Discard: true, ReadOnly: source.Options().ReadOnly}
 	node, err := tx.AddNode(block.NodeConfig{
 		Name: m.opts.FilterName, DriverName: "mirror_top", Options: options, Filter: true, Implicit: m.opts.FilterName == "",
+		Owner: m.user(),
 		Children: []block.Child{{Name: childSource, Node: source}, {Name: childTarget, Node: target, Hidden: true}},
 		Open: func(edges []*block.Edge) (block.Driver, error) {
 			m.filter = &filter{m: m, source: edges[0], target: edges[1]}
@@ -216,7 +219,7 @@ func (m *Mirror) insert(ctx context.Context, tx *block.Tx) error {
 	}
 	m.node = node
 	tx.Replace(source, node)
-	if m.backend, err = tx.Attach(node, "block job '"+m.opts.JobID+"'", 0, block.PermAll); err != nil {
+	if m.backend, err = tx.Attach(node, m.user(), 0, block.PermAll); err != nil {
 		return err
 	}
 	if b := m.opts.Bitmap; b != nil {
@@ -232,6 +235,9 @@ func (m *Mirror) insert(ctx context.Context, tx *block.Tx) error {
 	}
 	return nil
 }
+
+// user is how errors call the job.
+func (m *Mirror) user() string { return "block job '" + m.opts.JobID + "'" }
 
 // extract takes the filter out of the graph; its users are given successor. They are drained.
 func (m *Mirror) extract(tx *block.Tx, successor *block.Node) error {

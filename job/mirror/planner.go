@@ -3,6 +3,7 @@
 package mirror
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/blkmirror/blkmirror/block/bitmap"
@@ -10,7 +11,11 @@ import (
 
 // maxChunk is the largest chunk that the planner tracks. A coarser granularity is tracked at this one, so that no claim
 // is longer than a piece of the copy.
+// Where the bitmaps would take too much memory, chunks are longer.
 const maxChunk = 1 << 20
+
+// maxBitmapMemory is how many bytes the bits of one bitmap may take.
+const maxBitmapMemory = 256 << 20
 
 // planner knows what of the target is right. It holds no lock, does no I/O, reads no clock and starts no goroutine:
 // events go in, decisions come out. The runner calls it under its one mutex.
@@ -47,7 +52,16 @@ type planner struct {
 
 // newPlanner makes a planner for a disk of size bytes. Nothing is dirty, nothing known to be zero.
 func newPlanner(size, granularity int64, mode Mode) (*planner, error) {
-	granularity = min(granularity, maxChunk)
+	chunk := bitmap.MinGranularity(size, min(granularity, maxChunk), maxBitmapMemory)
+	switch {
+	case chunk > maxGranularity:
+		return nil, fmt.Errorf("A disk of %d bytes is too long: its bitmaps would take more than %d MiB with any granularity", size,
+			maxBitmapMemory>>20)
+	case chunk > granularity:
+		return nil, fmt.Errorf("Granularity %d is too fine for a disk of %d bytes: its bitmaps would take more than %d MiB each; "+
+			"granularity %d fits", granularity, size, maxBitmapMemory>>20, chunk)
+	}
+	granularity = chunk
 	p := &planner{mode: mode}
 	var err error
 	if p.d, err = bitmap.New(size, granularity); err != nil {
