@@ -208,7 +208,7 @@ func (m *Mirror) insert(ctx context.Context, tx *block.Tx) error {
 	options := block.Options{Discard: true, ReadOnly: source.Options().ReadOnly}
 	node, err := tx.AddNode(block.NodeConfig{
 		Name: m.opts.FilterName, DriverName: "mirror_top", Options: options, Filter: true, Implicit: m.opts.FilterName == "",
-		Owner: m.user(),
+		Owner:    m.user(),
 		Children: []block.Child{{Name: childSource, Node: source}, {Name: childTarget, Node: target, Hidden: true}},
 		Open: func(edges []*block.Edge) (block.Driver, error) {
 			m.filter = &filter{m: m, source: edges[0], target: edges[1]}

@@ -21,13 +21,16 @@ import (
 	"github.com/blkmirror/blkmirror/qmp/api"
 )
 
+// keyOfNobody is a key of a context that nobody asks for.
+type keyOfNobody struct{}
+
 // TestOrder checks what comes before and after a reply.
 func TestOrder(t *testing.T) {
 	var s *Server
 	after := make(chan struct{})
 	commands := func(ctx context.Context, name string, _ *qmp.Object) (any, error) {
 		s.Emit(&api.BlockExportDeletedEvent{ID: "before-" + name})
-		AfterReply(context.WithValue(ctx, "key", "value"), func() { s.Emit(&api.BlockExportDeletedEvent{ID: "after-" + name}) })
+		AfterReply(context.WithValue(ctx, keyOfNobody{}, "value"), func() { s.Emit(&api.BlockExportDeletedEvent{ID: "after-" + name}) })
 		AfterReply(ctx, func() { after <- struct{}{} })
 		if name == "fail" {
 			return nil, errors.New("no")

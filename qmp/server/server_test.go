@@ -22,9 +22,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// handler is Config.Commands of a test.
-type handler = func(ctx context.Context, name string, args *qmp.Object) (any, error)
-
 // start serves on a socket in a temporary folder until the test ends.
 func start(t testing.TB, config Config, opts ListenerOptions) (*Server, string) {
 	t.Helper()
