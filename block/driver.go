@@ -139,6 +139,19 @@ type LossForgiver interface {
 	ForgiveLoss()
 }
 
+// Reconnector is a driver that makes a new session with its server when the connection is lost. f is called after a new
+// session began and before any request is sent on it; unflushed says that writes which were answered and not flushed since
+// may be lost, because the server may have restarted. A flush that is called before f and answered after it is one of the
+// new session and says nothing about those writes. f must not wait for requests of this driver; a call may still be under
+// way when cancel returns.
+//
+// While anybody is registered, writes, zeroes, discards and flushes that were under way when the connection was lost fail at
+// once and are not sent again; the former three with an error that [IsSuspect] recognises. Reads are sent again, and so is
+// what had not been sent yet, within the time that the driver may take to reconnect.
+type Reconnector interface {
+	OnReconnect(f func(unflushed bool)) (cancel func())
+}
+
 // BitmapInfo describes a dirty bitmap of a node.
 type BitmapInfo struct {
 	Name        string // "" for one that belongs to a job

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package block
+
+import "errors"
+
+// suspectError marks the failure of a request that may still be carried out.
+type suspectError struct{ error }
+
+func (e *suspectError) Unwrap() error { return e.error }
+
+// Suspect marks err as the failure of a request that changes the disk and that somebody beyond reach may still carry out,
+// long after it failed here.
+func Suspect(err error) error { return &suspectError{err} }
+
+// IsSuspect says whether a request that failed with err may still change the disk, at any time: it was under way when the
+// connection to its server died, or when its caller gave it up. Until that server is known to have ended the old
+// connection, its range may turn into what the request had, even over what was written there since.
+func IsSuspect(err error) bool {
+	var suspect *suspectError
+	return errors.As(err, &suspect)
+}
+
+// OnReconnect has f called after each new session of the node's driver or of those below it; see [Reconnector]. Where
+// nothing can reconnect it does nothing. The nodes below must stay as they are until cancel.
+func (n *Node) OnReconnect(f func(unflushed bool)) (cancel func()) {
+	var cancels []func()
+	if r, ok := n.Driver().(Reconnector); ok {
+		cancels = append(cancels, r.OnReconnect(f))
+	}
+	for _, e := range n.children {
+		cancels = append(cancels, e.Node().OnReconnect(f))
+	}
+	return func() {
+		for _, cancel := range cancels {
+			cancel()
+		}
+	}
+}
