@@ -320,3 +320,30 @@ func TestGuestMakesTheLastDirtyChunkClean(t *testing.T) {
 		r.over(m)
 	})
 }
+
+// What a guest's write adds to the work is counted once, also when it was granted by the end of a copy and the job counts
+// anew before the guest's goroutine runs.
+func TestProgressOfAGrantedWriteIsCountedOnce(t *testing.T) {
+	in(t, func(t *testing.T) {
+		r := plain(t, 64*kib)
+		m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true})
+		r.ready(m)
+		f := m.filter
+		first := f.begin(reqData, 0, 64*kib)
+		done := at(func() { _ = f.end(f.begin(reqData, 0, 64*kib), nil, nil) })
+		synctest.Wait()
+		m.mu.Lock() // the second stays where it is when it is granted
+		_, _ = m.planner.endGuest(first, false, false)
+		m.progress.Done(64 * kib)
+		woken := m.takeWokenLocked()
+		m.progress.SetRemaining(m.planner.left())
+		m.mu.Unlock()
+		wake(woken)
+		done()
+		if i := m.job.Info(); i.Current != i.Total {
+			t.Errorf("progress %d of %d", i.Current, i.Total)
+		}
+		must(t, m.job.Cancel(nil))
+		r.over(m)
+	})
+}

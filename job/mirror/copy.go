@@ -84,7 +84,7 @@ func (m *Mirror) shorten(o *op, at int64) int64 {
 	var woken []*op
 	if end < o.end {
 		m.planner.giveBack(o, end)
-		woken = m.planner.takeWoken()
+		woken = m.takeWokenLocked()
 	}
 	end = o.end
 	m.mu.Unlock()
@@ -190,7 +190,7 @@ func (m *Mirror) settle(r *result) {
 	m.mu.Lock()
 	done := r.o.end - r.o.off
 	m.planner.endCopy(r.o, r.sourceErr != nil, r.targetErr != nil)
-	woken := m.planner.takeWoken()
+	woken := m.takeWokenLocked()
 	switch {
 	case r.sourceErr != nil:
 		m.failLocked(failure{true, r.off, r.len, r.sourceErr})

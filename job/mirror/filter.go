@@ -48,20 +48,31 @@ func (f *filter) begin(r request, off, n int64) *op {
 	o := opPool.Get().(*op)
 	m := f.m
 	m.mu.Lock()
-	if !m.planner.beginGuest(o, r, off, n) {
-		o.granted = make(chan struct{})
+	if m.planner.beginGuest(o, r, off, n) {
+		m.grantedLocked(o)
 		m.mu.Unlock()
-		asked := time.Now()
-		<-o.granted
-		o.delay = time.Since(asked)
-		o.granted = nil
-		m.mu.Lock()
+		return o
 	}
-	if o.target.end > o.target.off {
-		m.progress.AddRemaining(o.target.end - o.target.off)
-	}
+	o.granted = make(chan struct{})
 	m.mu.Unlock()
+	asked := time.Now()
+	<-o.granted
+	o.delay = time.Since(asked)
+	o.granted = nil
 	return o
+}
+
+// grantedLocked counts what a guest's write has to do on the target.
+func (m *Mirror) grantedLocked(o *op) { m.progress.AddRemaining(o.target.end - o.target.off) }
+
+// takeWokenLocked returns the writes that were granted after a wait, for wake. They are counted here, not by those who wait,
+// so that the planner and the progress never differ.
+func (m *Mirror) takeWokenLocked() []*op {
+	woken := m.planner.takeWoken()
+	for _, o := range woken {
+		m.grantedLocked(o)
+	}
+	return woken
 }
 
 // onTarget does the part of a guest's write that concerns the target, if there is one.
@@ -82,7 +93,7 @@ func (f *filter) end(o *op, sourceErr, targetErr error) error {
 	m.mu.Lock()
 	before, cleaned := m.planner.d.Len(), o.cleans
 	done, dirtied := m.planner.endGuest(o, sourceErr != nil, targetErr != nil)
-	woken := m.planner.takeWoken()
+	woken := m.takeWokenLocked()
 	poke := (dirtied || cleaned) && before == 0 || m.planner.starved && m.planner.d.Len() > 0
 	if o.mode == Background {
 		m.flow.dirtied += (m.planner.d.Len() - before) * m.planner.d.Granularity()

@@ -691,7 +691,13 @@ func (a *actors) isQuiet(r *rand.Rand) bool {
 	a.source.heal()
 	a.target.heal()
 	j := a.m.job
-	time.Sleep(15 * time.Second)
+	for range 200 { // small pieces of a large disk take their time
+		time.Sleep(6 * time.Second)
+		if a.m.State().Dirty == 0 {
+			break
+		}
+	}
+	time.Sleep(6 * time.Second)
 	a.asked.Lock()
 	defer a.asked.Unlock()
 	if a.asked.full || a.asked.soft || a.asked.force || a.m.job.Info().Status != job.Ready {
