@@ -73,6 +73,10 @@ fuzz: ## run every fuzz target for a while (FUZZTIME=10s)
 soak: ## run the randomised mirror test with many seeds (SEEDS=10000)
 	$(GO) test -tags invariants -run TestSchedules -timeout 0 ./job/mirror -v -schedules $(SEEDS) | grep -Ev '^(===|    --- PASS)'
 
+.PHONY: model
+model: ## check the model of the mirror's concurrency, and that its mutations are noticed (spin, gcc)
+	@docs/model/check
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf bin
