@@ -36,12 +36,12 @@ func TestWriteUnderWayDuringFlushIsFlushedLater(t *testing.T) {
 		r := plain(t, 1*mib)
 		m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true})
 		r.ready(m)
-		r.target.hook = func(c blocktest.Call) error {
+		r.target.onRequest(func(c blocktest.Call) error {
 			if c.Op == block.OpWrite {
 				time.Sleep(time.Second)
 			}
 			return nil
-		}
+		})
 		written := at(func() { must(t, r.guest.WriteAt(bg, pattern(7, 4096), 0, 0)) })
 		synctest.Wait()
 		must(t, r.guest.Flush(bg))
@@ -68,16 +68,15 @@ func TestZeroesUnderWayDuringFailedFlushAreNotTrusted(t *testing.T) {
 		must(t, r.guest.WriteAt(bg, pattern(9, 4096), 512*kib, 0)) // something to flush
 		r.target.slow = 0
 		hold := make(chan struct{})
-		r.source.hook, r.target.hook = nil, nil
 		landed := make(chan struct{})
-		r.target.afterZero = func() { close(landed); <-hold }
+		r.target.onZeroed(func() { close(landed); <-hold })
 		written := at(func() { must(t, r.guest.WriteZeroes(bg, 0, 64*kib, 0)) })
 		<-landed
 		r.target.addFault(fault{op: block.OpFlush, errno: syscall.EIO, times: 1})
 		must(t, r.guest.Flush(bg))
 		close(hold)
 		written()
-		r.target.afterZero = nil
+		r.target.onZeroed(nil)
 		time.Sleep(time.Second)
 		r.same()
 		must(t, m.job.Complete(nil))
@@ -113,12 +112,12 @@ func TestSearchEndsWhenLastChunkIsBusy(t *testing.T) {
 			t.Fatal("the write did not fail")
 		}
 		// The chunk is dirty now. A guest holds it before the copy can.
-		r.source.hook = func(c blocktest.Call) error {
+		r.source.onRequest(func(c blocktest.Call) error {
 			if c.Op == block.OpWrite {
 				time.Sleep(time.Second)
 			}
 			return nil
-		}
+		})
 		must(t, r.guest.WriteAt(bg, pattern(5, 512), 0, 0))
 		time.Sleep(time.Second)
 		must(t, m.job.Complete(nil))
@@ -134,13 +133,13 @@ func TestIgnoreWaitsAtCompletion(t *testing.T) {
 		m := r.start(Options{Mode: Background, AutoFinalize: true, OnTargetError: job.PolicyIgnore})
 		r.ready(m)
 		must(t, r.guest.WriteAt(bg, pattern(5, 512), 0, 0))
-		r.target.hook = func(c blocktest.Call) error {
+		r.target.onRequest(func(c blocktest.Call) error {
 			if c.Op == block.OpWrite {
 				time.Sleep(time.Millisecond)
 				return syscall.EIO
 			}
 			return nil
-		}
+		})
 		must(t, m.job.Complete(nil))
 		time.Sleep(10 * time.Second)
 		if n := r.events.failures(); n > 20 {
@@ -191,12 +190,12 @@ func TestHotChunkDoesNotStarveTheCopy(t *testing.T) {
 	for _, ending := range []string{"ready", "complete"} {
 		in(t, func(t *testing.T) {
 			r := plain(t, 256*kib)
-			r.source.hook = func(c blocktest.Call) error {
+			r.source.onRequest(func(c blocktest.Call) error {
 				if c.Op == block.OpWrite {
 					time.Sleep(time.Millisecond)
 				}
 				return nil
-			}
+			})
 			stop := make(chan struct{})
 			hammer := func() {
 				for i := uint64(0); ; i++ {
@@ -235,13 +234,13 @@ func TestPauseDuringLastFlush(t *testing.T) {
 			r.ready(m)
 			must(t, r.guest.WriteAt(bg, pattern(5, 512), 0, 0))
 			hold, reached := make(chan struct{}), make(chan struct{}, 10)
-			r.target.hook = func(c blocktest.Call) error {
+			r.target.onRequest(func(c blocktest.Call) error {
 				if c.Op == block.OpFlush {
 					reached <- struct{}{}
 					<-hold
 				}
 				return nil
-			}
+			})
 			must(t, m.job.SoftCancel(false, nil))
 			<-reached
 			must(t, m.job.Pause(nil))

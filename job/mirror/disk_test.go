@@ -7,6 +7,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,8 +29,8 @@ type disk struct {
 	base        []byte // not nil: what a backing file has where this disk is not allocated
 
 	// hook, if set, is called before each request, and afterZero after a write of zeroes was carried out, without locks.
-	hook      func(c blocktest.Call) error
-	afterZero func()
+	hook      atomic.Pointer[func(c blocktest.Call) error]
+	afterZero atomic.Pointer[func()]
 
 	mu struct {
 		sync.Mutex
@@ -55,6 +56,9 @@ func newDisk(seed uint64, data []byte, o blocktest.MemOptions) *disk {
 	d.mu.random = rand.New(rand.NewPCG(seed, 0xd15c))
 	return d
 }
+
+func (d *disk) onRequest(f func(c blocktest.Call) error) { d.hook.Store(&f) }
+func (d *disk) onZeroed(f func())                        { d.afterZero.Store(&f) }
 
 func (d *disk) addFault(f fault) {
 	d.mu.Lock()
@@ -102,8 +106,8 @@ func (d *disk) meet(op block.Op) (err error, late bool) {
 
 // carryOut is the way of every request.
 func (d *disk) carryOut(c blocktest.Call, p []byte, do func(off, n int64, p []byte) error) error {
-	if d.hook != nil {
-		if err := d.hook(c); err != nil {
+	if hook := d.hook.Load(); hook != nil {
+		if err := (*hook)(c); err != nil {
 			return err
 		}
 	}
@@ -140,8 +144,8 @@ func (d *disk) carryOut(c blocktest.Call, p []byte, do func(off, n int64, p []by
 		}
 		d.wait(3)
 	}
-	if c.Op == block.OpZero && d.afterZero != nil {
-		d.afterZero()
+	if f := d.afterZero.Load(); c.Op == block.OpZero && f != nil && *f != nil {
+		(*f)()
 	}
 	if c.Op != block.OpStatus {
 		d.wait(2)
@@ -253,8 +257,8 @@ func (d *disk) BlockStatus(ctx context.Context, off, n int64) (extent block.Exte
 
 func (d *disk) Flush(ctx context.Context) error {
 	c := blocktest.Call{Op: block.OpFlush}
-	if d.hook != nil {
-		if err := d.hook(c); err != nil {
+	if hook := d.hook.Load(); hook != nil {
+		if err := (*hook)(c); err != nil {
 			return err
 		}
 	}

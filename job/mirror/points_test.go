@@ -75,13 +75,13 @@ func pointed(t *testing.T, what string, point int) (reached bool) {
 		}
 		return nil
 	}
-	r.source.hook = act
-	r.target.hook = func(c blocktest.Call) error {
+	r.source.onRequest(act)
+	r.target.onRequest(func(c blocktest.Call) error {
 		if c.Op == block.OpRead {
 			return nil // of a probe, as block status
 		}
 		return act(c)
-	}
+	})
 	stop := make(chan struct{})
 	guest := at(func() {
 		for i := uint64(1); ; i++ {
@@ -266,12 +266,12 @@ func TestSpeed(t *testing.T) {
 			n  int64
 		}
 		var reads []read
-		r.target.hook = func(c blocktest.Call) error {
+		r.target.onRequest(func(c blocktest.Call) error {
 			if c.Op == block.OpWrite {
 				reads = append(reads, read{time.Now(), c.Len})
 			}
 			return nil
-		}
+		})
 		began := time.Now()
 		m := r.start(Options{Mode: Background, AutoFinalize: true, Speed: speed, BufSize: 1 * mib})
 		passed := func(from, until time.Duration) (n int64) {

@@ -214,7 +214,7 @@ func differAt(a, b []byte) int {
 
 // in runs f in a bubble of virtual time, and fails when that spins.
 func in(t *testing.T, f func(t *testing.T)) {
-	watch := time.AfterFunc(20*time.Second, func() { panic(t.Name() + " spins without virtual time going on") })
+	watch := time.AfterFunc(60*time.Second, func() { panic(t.Name() + " spins without virtual time going on") })
 	defer watch.Stop()
 	synctest.Test(t, f)
 }

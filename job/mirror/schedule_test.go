@@ -85,7 +85,6 @@ type schedule struct {
 	wrong    error
 	left     *disk // what guests use no more
 	leftAt   int   // its changes then
-	scope    func(at int64) bool
 }
 
 func (s *schedule) rand(purpose uint64) *rand.Rand { return rand.New(rand.NewPCG(s.seed, purpose)) }
