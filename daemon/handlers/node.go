@@ -99,6 +99,12 @@ func (h *Handlers) driver(o *api.BlockdevOptions, n *nodeOptions) (func(edges []
 		return func(edges) (block.Driver, error) { return openNull(o.NullCo) }, nil
 	case o.NullAIO != nil:
 		return func(edges) (block.Driver, error) { return openNull(o.NullAIO) }, nil
+	case o.NBD != nil:
+		options, err := nbdOptions(o.NBD, n)
+		if err != nil {
+			return nil, err
+		}
+		return func(edges) (block.Driver, error) { return openNBD(options) }, nil
 	case o.Raw != nil:
 		window := raw.Options{Offset: qmp.Or(o.Raw.Offset, 0), Size: o.Raw.Size}
 		return func(e edges) (block.Driver, error) { return raw.Open(e[0], window) }, nil

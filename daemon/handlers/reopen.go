@@ -190,6 +190,8 @@ func (r *reopening) driver(n *block.Node, was, becomes *openedNode, change *bloc
 		return false, sameNull(old.NullCo, o.NullCo)
 	case o.NullAIO != nil:
 		return false, sameNull(old.NullAIO, o.NullAIO)
+	case o.NBD != nil:
+		return false, sameNBD(n, was, becomes)
 	case o.Raw != nil:
 		change.Content = qmp.Or(old.Raw.Offset, 0) != qmp.Or(o.Raw.Offset, 0) ||
 			qmp.Or(old.Raw.Size, -1) != qmp.Or(o.Raw.Size, -1)

@@ -1560,6 +1560,78 @@ func (v *BlockdevOptionsFile) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *BlockdevOptionsNbd) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockdevOptionsNbd) encodeMembers(e *qmp.Encoder) {
+	e.Key("server")
+	v.Server.EncodeQMP(e)
+	if v.Export != nil {
+		e.Key("export")
+		e.String(*v.Export)
+	}
+	if v.TLSCreds != nil {
+		e.Key("tls-creds")
+		e.String(*v.TLSCreds)
+	}
+	if v.TLSHostname != nil {
+		e.Key("tls-hostname")
+		e.String(*v.TLSHostname)
+	}
+	if v.XDirtyBitmap != nil {
+		e.Key("x-dirty-bitmap")
+		e.String(*v.XDirtyBitmap)
+	}
+	if v.ReconnectDelay != nil {
+		e.Key("reconnect-delay")
+		e.Uint(uint64(*v.ReconnectDelay))
+	}
+	if v.OpenTimeout != nil {
+		e.Key("open-timeout")
+		e.Uint(uint64(*v.OpenTimeout))
+	}
+	if v.Connections != nil {
+		e.Key("connections")
+		e.Uint(uint64(*v.Connections))
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockdevOptionsNbd) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockdevOptionsNbd) decodeMembers(m *qmp.Members) {
+	v.Server.DecodeQMP(m.Required("server"))
+	if p := m.Optional("export"); p.Present() {
+		v.Export = new(p.Text())
+	}
+	if p := m.Optional("tls-creds"); p.Present() {
+		v.TLSCreds = new(p.Text())
+	}
+	if p := m.Optional("tls-hostname"); p.Present() {
+		v.TLSHostname = new(p.Text())
+	}
+	if p := m.Optional("x-dirty-bitmap"); p.Present() {
+		v.XDirtyBitmap = new(p.Text())
+	}
+	if p := m.Optional("reconnect-delay"); p.Present() {
+		v.ReconnectDelay = new(uint32(p.Uint(32)))
+	}
+	if p := m.Optional("open-timeout"); p.Present() {
+		v.OpenTimeout = new(uint32(p.Uint(32)))
+	}
+	if p := m.Optional("connections"); p.Present() {
+		v.Connections = new(uint32(p.Uint(32)))
+	}
+}
+
+// EncodeQMP writes v.
 func (v *BlockdevOptionsNull) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -1977,6 +2049,9 @@ func (v *BlockdevOptions) encodeMembers(e *qmp.Encoder) {
 	if v.Driver == BlockdevDriverHostDevice && v.HostDevice != nil {
 		v.HostDevice.encodeMembers(e)
 	}
+	if v.Driver == BlockdevDriverNBD && v.NBD != nil {
+		v.NBD.encodeMembers(e)
+	}
 	if v.Driver == BlockdevDriverNullAIO && v.NullAIO != nil {
 		v.NullAIO.encodeMembers(e)
 	}
@@ -2035,6 +2110,9 @@ func (v *BlockdevOptions) decodeMembers(m *qmp.Members) {
 	case BlockdevDriverHostDevice:
 		v.HostDevice = new(BlockdevOptionsFile)
 		v.HostDevice.decodeMembers(m)
+	case BlockdevDriverNBD:
+		v.NBD = new(BlockdevOptionsNbd)
+		v.NBD.decodeMembers(m)
 	case BlockdevDriverNullAIO:
 		v.NullAIO = new(BlockdevOptionsNull)
 		v.NullAIO.decodeMembers(m)

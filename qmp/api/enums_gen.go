@@ -394,6 +394,7 @@ const (
 	BlockdevDriverBlkdebug   BlockdevDriver = "blkdebug"    // makes requests fail as its rules say
 	BlockdevDriverFile       BlockdevDriver = "file"        // a regular file
 	BlockdevDriverHostDevice BlockdevDriver = "host_device" // a block device
+	BlockdevDriverNBD        BlockdevDriver = "nbd"         // a disk that an NBD server shows
 	BlockdevDriverNullAIO    BlockdevDriver = "null-aio"    // as null-co
 	BlockdevDriverNullCo     BlockdevDriver = "null-co"     // stores nothing
 	BlockdevDriverRaw        BlockdevDriver = "raw"         // the bytes of a child, or a window of them
@@ -406,6 +407,7 @@ func (v BlockdevDriver) Valid() bool {
 	case BlockdevDriverBlkdebug,
 		BlockdevDriverFile,
 		BlockdevDriverHostDevice,
+		BlockdevDriverNBD,
 		BlockdevDriverNullAIO,
 		BlockdevDriverNullCo,
 		BlockdevDriverRaw,

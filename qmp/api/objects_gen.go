@@ -675,6 +675,32 @@ func (v BlockdevOptionsFile) MarshalJSON() ([]byte, error) { return qmp.Encode(&
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockdevOptionsFile) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// BlockdevOptionsNbd: Options of nbd.
+type BlockdevOptionsNbd struct {
+	// where the server is
+	Server SocketAddress
+	// name of the export (default: the empty name, which stands for the server's default)
+	Export *string
+	// id of the TLS credentials to use (default: no TLS)
+	TLSCreds *string
+	// name that the server's certificate must be for (default: the host of @server)
+	TLSHostname *string
+	// metadata context to ask for in place of base:allocation, such as qemu:dirty-bitmap:NAME
+	XDirtyBitmap *string
+	// seconds that requests wait for a lost connection to come back before they fail (default: 0)
+	ReconnectDelay *uint32
+	// seconds to try for at the start (default: 0, try once)
+	OpenTimeout *uint32
+	// connections to use, up to 16, if the server allows more than one (default: 1)
+	Connections *uint32
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevOptionsNbd) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevOptionsNbd) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // BlockdevOptionsNull: Options of null-co and null-aio.
 type BlockdevOptionsNull struct {
 	// size in bytes (default: 1 GiB)
@@ -835,6 +861,7 @@ type BlockdevOptions struct {
 	Blkdebug   *BlockdevOptionsBlkdebug
 	File       *BlockdevOptionsFile
 	HostDevice *BlockdevOptionsFile
+	NBD        *BlockdevOptionsNbd
 	NullAIO    *BlockdevOptionsNull
 	NullCo     *BlockdevOptionsNull
 	Raw        *BlockdevOptionsRaw

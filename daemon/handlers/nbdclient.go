@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handlers
+
+import (
+	"context"
+	"net"
+	"reflect"
+	"time"
+
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/driver/nbd"
+	"github.com/blkmirror/blkmirror/qmp"
+	"github.com/blkmirror/blkmirror/qmp/api"
+)
+
+// nbdOptions turns the options of an nbd node into those of its driver.
+func nbdOptions(o *api.BlockdevOptionsNbd, n *nodeOptions) (nbd.Options, error) {
+	server, err := nbdServer(&o.Server)
+	if err != nil {
+		return nbd.Options{}, err
+	}
+	switch {
+	case o.TLSCreds != nil:
+		return nbd.Options{}, qmp.Errorf("Parameter 'tls-creds' is not supported yet: NBD nodes cannot use TLS")
+	case o.TLSHostname != nil:
+		return nbd.Options{}, qmp.Errorf("Parameter 'tls-hostname' needs 'tls-creds', which is not supported yet")
+	case qmp.Or(o.Connections, 1) < 1 || qmp.Or(o.Connections, 1) > nbd.MaxConnections:
+		return nbd.Options{}, qmp.Errorf("Parameter 'connections' expects a number from 1 to %d", nbd.MaxConnections)
+	}
+	return nbd.Options{Server: server, Export: qmp.Or(o.Export, ""), ReadOnly: n.ReadOnly, AutoReadOnly: n.autoReadOnly,
+		ReconnectDelay: time.Duration(qmp.Or(o.ReconnectDelay, 0)) * time.Second,
+		OpenTimeout:    time.Duration(qmp.Or(o.OpenTimeout, 0)) * time.Second,
+		Connections:    int(qmp.Or(o.Connections, 1)), Context: qmp.Or(o.XDirtyBitmap, "")}, nil
+}
+
+// openNBD connects. Who waits for it is held up for a bounded time: that of one attempt, or what open-timeout says.
+func openNBD(o nbd.Options) (block.Driver, error) { return nbd.Open(context.Background(), o) }
+
+// nbdServer is where a server is, in the driver's form.
+func nbdServer(a *api.SocketAddress) (nbd.Address, error) {
+	switch {
+	case a.Unix != nil:
+		path := a.Unix.Path
+		if qmp.Or(a.Unix.Abstract, false) {
+			if !qmp.Or(a.Unix.Tight, true) {
+				return nbd.Address{}, qmp.Errorf("Parameter 'server.tight' does not accept value 'false'")
+			}
+			path = "@" + path
+		}
+		return nbd.Address{Network: "unix", Address: path}, nil
+	case a.Inet != nil:
+		if qmp.Or(a.Inet.Numeric, false) && net.ParseIP(a.Inet.Host) == nil {
+			return nbd.Address{}, qmp.Errorf("Parameter 'server.host' expects a numeric address, not '%s'", a.Inet.Host)
+		}
+		return nbd.Address{Network: tcpNetwork(a.Inet), Address: net.JoinHostPort(a.Inet.Host, a.Inet.Port),
+			MPTCP: qmp.Or(a.Inet.Mptcp, false)}, nil
+	case a.Fd != nil:
+		return nbd.Address{Network: "fd", Address: a.Fd.Str}, nil
+	}
+	return nbd.Address{}, qmp.Errorf("Parameter 'server.type' does not accept value '%s'", a.Type)
+}
+
+// tcpNetwork is "tcp", or what is left of it when one of IPv4 and IPv6 is not wanted.
+func tcpNetwork(a *api.InetSocketAddress) string {
+	v4, v6 := a.IPv4, a.IPv6
+	switch {
+	case qmp.Or(v4, false) && !qmp.Or(v6, false), v6 != nil && !*v6 && v4 == nil:
+		return "tcp4"
+	case qmp.Or(v6, false) && !qmp.Or(v4, false), v4 != nil && !*v4 && v6 == nil:
+		return "tcp6"
+	}
+	return "tcp"
+}
+
+// sameNBD refuses changes of the options of an nbd node, which keeps its connection when it is reopened.
+func sameNBD(n *block.Node, was, becomes *openedNode) error {
+	old, o := was.options.NBD, becomes.options.NBD
+	disk, _ := n.Driver().(*nbd.Disk)
+	switch {
+	case !reflect.DeepEqual(old.Server, o.Server):
+		return qmp.Errorf("Cannot change the option 'server'")
+	case qmp.Or(old.Export, "") != qmp.Or(o.Export, ""):
+		return qmp.Errorf("Cannot change the option 'export'")
+	case !reflect.DeepEqual(old, o):
+		return qmp.Errorf("Cannot change the options of the connection to an NBD server")
+	case !becomes.resolved.ReadOnly && !becomes.resolved.autoReadOnly && disk != nil && disk.ReadOnly():
+		return qmp.Errorf("Node '%s' cannot be reopened for writing: the export is read-only", n.Name())
+	}
+	return nil
+}
