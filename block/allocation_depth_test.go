@@ -49,4 +49,11 @@ func TestAllocationDepth(t *testing.T) {
 			t.Errorf("%d bytes at %d: %d bytes at depth %d, %v; want %d at %d", c.length, c.off, n, depth, err, c.want, c.depth)
 		}
 	}
+	addBitmap(t, g, base, block.BitmapConfig{Name: "b"})
+	if b, err := top.FindBitmapBelow("b"); err != nil || b.Name() != "b" {
+		t.Errorf("a bitmap of the lowest layer: %v, %v", b, err)
+	}
+	if _, err := top.FindBitmapBelow("none"); err == nil || err.Error() != "Bitmap 'none' is not found" {
+		t.Errorf("error is %v", err)
+	}
 }

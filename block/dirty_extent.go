@@ -17,3 +17,22 @@ func (b *DirtyBitmap) Extent(off, length int64) (n int64, dirty bool) {
 	end := b.mu.bits.RunEnd(chunks.First, chunks.End) * b.granularity
 	return min(end-off, length), dirty
 }
+
+// Size is the length of the disk that the bitmap is about, in bytes.
+func (b *DirtyBitmap) Size() int64 { return b.size() }
+
+// FindBitmapBelow finds a dirty bitmap by its name, on the node or on those below whose disk the node shows: under filters, and
+// down its backing nodes.
+func (n *Node) FindBitmapBelow(name string) (*DirtyBitmap, error) {
+	for at := n; at != nil; {
+		if b, err := at.FindBitmap(name); err == nil {
+			return b, nil
+		}
+		if at.filter && len(at.children) > 0 {
+			at = at.children[0].Node()
+		} else {
+			at = at.child("backing")
+		}
+	}
+	return nil, graphError(KindNotFound, "Bitmap '%s' is not found", name)
+}

@@ -11,7 +11,7 @@ const (
 	ChunkSize       = 20 // header of a chunk of a structured reply
 	DataChunkSize   = ChunkSize + 8
 	HoleChunkSize   = ChunkSize + HoleSize
-	ErrorChunkSize  = ChunkSize + 6
+	ErrorChunkSize  = ChunkSize + ErrorSize
 )
 
 // Request is what a client wants. Length is that of the range, and of the data that follows a write; compact requests
@@ -133,7 +133,14 @@ func ParseHole(b []byte) (Hole, error) {
 
 // AppendErrorChunk adds a whole chunk that tells of a failure without more words.
 func AppendErrorChunk(b []byte, flags ChunkFlags, cookie uint64, e Errno) []byte {
-	b = Chunk{flags, ChunkError, cookie, 6}.Append(b)
+	return AppendError(Chunk{flags, ChunkError, cookie, ErrorSize}.Append(b), e)
+}
+
+// ErrorSize is the length of the payload of an error chunk without words.
+const ErrorSize = 6
+
+// AppendError adds the payload of a chunk of type ChunkError without words.
+func AppendError(b []byte, e Errno) []byte {
 	b = be.AppendUint32(b, uint32(e))
 	return be.AppendUint16(b, 0)
 }

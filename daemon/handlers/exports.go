@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/export/nbdserver"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
@@ -72,20 +73,32 @@ func (h *Handlers) BlockExportAdd(ctx context.Context, o *api.BlockExportOptions
 	if err != nil {
 		return err
 	}
-	switch {
-	case o.NBD == nil:
+	if o.NBD == nil {
 		return qmp.Errorf("Exports of type '%s' are not available", o.Type)
-	case len(o.NBD.Bitmaps) > 0:
-		return qmp.Errorf("Parameter 'bitmaps' is not supported")
-	case qmp.Or(o.NBD.AllocationDepth, false):
-		return qmp.Errorf("Parameter 'allocation-depth' is not supported")
+	}
+	var bitmaps []*block.DirtyBitmap
+	for _, wanted := range o.NBD.Bitmaps {
+		b, err := h.exportedBitmap(n, wanted)
+		if err != nil {
+			return err
+		}
+		bitmaps = append(bitmaps, b)
 	}
 	if err := h.checkIothreads(o.Iothread); err != nil {
 		return err
 	}
 	return h.nbd.AddExport(ctx, nbdserver.Config{ID: o.ID, Node: n, Name: qmp.Or(o.NBD.Name, ""),
 		Description: qmp.Or(o.NBD.Description, ""), Writable: qmp.Or(o.Writable, false),
-		WriteThrough: qmp.Or(o.Writethrough, false)})
+		WriteThrough: qmp.Or(o.Writethrough, false), AllocationDepth: qmp.Or(o.NBD.AllocationDepth, false), Bitmaps: bitmaps})
+}
+
+// exportedBitmap finds a bitmap of an export of n: a local one may lie on a node below.
+func (h *Handlers) exportedBitmap(n *block.Node, wanted api.BlockDirtyBitmapOrStr) (*block.DirtyBitmap, error) {
+	if wanted.Local != nil {
+		return n.FindBitmapBelow(*wanted.Local)
+	}
+	_, b, err := h.bitmap(wanted.External.Node, wanted.External.Name)
+	return b, err
 }
 
 // checkIothreads sees to it that named iothreads exist; they have no effect.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"math/bits"
+	"slices"
 	"sync"
 
 	"github.com/blkmirror/blkmirror/block"
@@ -24,14 +25,18 @@ type Config struct {
 	Description  string
 	Writable     bool
 	WriteThrough bool // every write is durable before it is answered
+
+	AllocationDepth bool                 // clients may ask which layer decides what an extent reads as
+	Bitmaps         []*block.DirtyBitmap // clients may ask what is dirty in them; busy while the export lives
 }
 
 // Export is one node under one name.
 type Export struct {
-	config  Config
-	server  *Server
-	backend *block.Backend
-	stop    chan struct{} // holds a token: the right to stop the export
+	config   Config
+	contexts []metaContext // what block status can tell
+	server   *Server
+	backend  *block.Backend
+	stop     chan struct{} // holds a token: the right to stop the export
 
 	mu struct {
 		sync.Mutex
@@ -74,10 +79,34 @@ func (e *Export) attach(ctx context.Context, graph *block.Graph) error {
 			}
 			need |= block.PermWrite
 		}
+		if err := e.reserveBitmaps(tx); err != nil {
+			return err
+		}
 		backend, err := tx.Attach(top, "export '"+e.config.ID+"'", need, block.PermAll&^block.PermResize)
 		e.backend = backend
 		return err
 	})
+}
+
+// reserveBitmaps keeps everybody else from changing the bitmaps of the export.
+func (e *Export) reserveBitmaps(tx *block.Tx) error {
+	for i, b := range e.config.Bitmaps {
+		info := b.Info()
+		switch {
+		case !e.config.Writable && !e.config.Node.Options().ReadOnly && info.Recording:
+			return fail(block.KindInvalid, "Enabled bitmap '%s' incompatible with readonly export", b.Name())
+		case b.Size() != e.config.Node.Size():
+			return fail(block.KindInvalid, "Bitmap '%s' is of a disk of %d bytes, but node '%s' has %d", b.Name(), b.Size(),
+				e.config.Node.Name(), e.config.Node.Size())
+		case slices.ContainsFunc(e.config.Bitmaps[:i], func(other *block.DirtyBitmap) bool { return other.Name() == b.Name() }):
+			return fail(block.KindExists, "An export cannot have two bitmaps named '%s'", b.Name())
+		}
+		if err := b.SetBusy(true); err != nil {
+			return err
+		}
+		tx.OnRollBack(func() { _ = b.SetBusy(false) })
+	}
+	return nil
 }
 
 // enter counts a session in; false if the export takes no more.
@@ -124,6 +153,9 @@ func (e *Export) Stop(ctx context.Context, hard bool) error {
 	}
 	if err := e.server.graph.Change(ctx, func(tx *block.Tx) error {
 		tx.Detach(e.backend)
+		for _, b := range e.config.Bitmaps {
+			_ = b.SetBusy(false) // to give back never fails
+		}
 		return nil
 	}); err != nil {
 		return err
@@ -176,23 +208,6 @@ func (e *Export) hasStopped() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.mu.stopped
-}
-
-// flags are the transmission flags for a client with or without structured replies.
-func (e *Export) flags(structured, manyConns bool) nbd.TransmissionFlags {
-	flags := nbd.HasFlags | nbd.SendFlush | nbd.SendFUA | nbd.SendCache
-	if e.config.Writable {
-		flags |= nbd.SendTrim | nbd.SendWriteZeroes | nbd.SendFastZero
-	} else {
-		flags |= nbd.ReadOnly
-	}
-	if structured {
-		flags |= nbd.SendDF
-	}
-	if manyConns || !e.config.Writable {
-		flags |= nbd.CanMultiConn
-	}
-	return flags
 }
 
 // blockSizes are the requests that the export takes and likes.

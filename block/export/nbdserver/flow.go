@@ -4,6 +4,7 @@ package nbdserver
 
 import (
 	"context"
+	"encoding/binary"
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/nbd"
@@ -14,6 +15,9 @@ type task struct {
 	nbd.Request
 	cost int64         // what it counts of maxBytes
 	data *block.Buffer // of a write, or of the reply; nil if there is none
+
+	whole    bool          // data is all of the reply, with the heads of its chunks
+	contexts []metaContext // what block status is about
 }
 
 // admit counts a request in, if there is room for it.
@@ -86,16 +90,26 @@ func (s *session) answer(t *task, failure nbd.Errno) (more bool) {
 // appendHead adds the head of a reply, which is all of it but for the data.
 func (s *session) appendHead(b []byte, t *task, failure nbd.Errno, data *block.Buffer) []byte {
 	switch {
-	case !s.structured || t.Command != nbd.CmdRead && t.Command != nbd.CmdBlockStatus:
+	case s.form == simple || s.form == structured && t.Command != nbd.CmdRead && t.Command != nbd.CmdBlockStatus:
 		return nbd.SimpleReply{Error: failure, Cookie: t.Cookie}.Append(b)
 	case failure != 0:
-		return nbd.AppendErrorChunk(b, nbd.ChunkDone, t.Cookie, failure)
+		b = s.appendChunk(b, t, nbd.ChunkDone, nbd.ChunkError, nbd.ErrorSize)
+		return nbd.AppendError(b, failure)
 	case data == nil:
-		return nbd.Chunk{Flags: nbd.ChunkDone, Type: nbd.ChunkNone, Cookie: t.Cookie}.Append(b)
-	case t.Command == nbd.CmdRead:
-		return nbd.AppendDataChunk(b, nbd.ChunkDone, t.Cookie, t.Offset, uint32(len(data.B)))
+		return s.appendChunk(b, t, nbd.ChunkDone, nbd.ChunkNone, 0)
+	case t.whole:
+		return b
 	}
-	return nbd.Chunk{Flags: nbd.ChunkDone, Type: nbd.ChunkBlockStatus, Cookie: t.Cookie, Length: uint32(len(data.B))}.Append(b)
+	b = s.appendChunk(b, t, nbd.ChunkDone, nbd.ChunkOffsetData, uint64(len(data.B))+8)
+	return binary.BigEndian.AppendUint64(b, t.Offset)
+}
+
+// appendChunk adds the header of a chunk with length bytes of payload.
+func (s *session) appendChunk(b []byte, t *task, flags nbd.ChunkFlags, kind nbd.ChunkType, length uint64) []byte {
+	if s.form == extended {
+		return nbd.ExtendedChunk{Flags: flags, Type: kind, Cookie: t.Cookie, Offset: t.Offset, Length: length}.Append(b)
+	}
+	return nbd.Chunk{Flags: flags, Type: kind, Cookie: t.Cookie, Length: uint32(length)}.Append(b)
 }
 
 // flush writes the replies at hand, unless somebody is doing so, who will then go on with these.

@@ -17,7 +17,6 @@ const (
 	maxOption      = 64 << 10 // bytes of data that an option of a client in its senses has
 	maxOptionDrain = 1 << 20  // bytes of data that are read to refuse the option politely
 	offered        = nbd.FixedNewstyle | nbd.NoZeroes
-	metaNamespace  = "base:" // alone in a list query: all contexts of this name space
 )
 
 // run serves the client from the greeting to the end of the connection.
@@ -50,9 +49,9 @@ type handshake struct {
 	noZeroes  bool
 	fixed     bool
 
-	metaName string // the export that base:allocation was asked for of
-	meta     bool
-	reply    []byte
+	metaExport *Export       // what contexts were selected of
+	selected   []metaContext // the contexts
+	reply      []byte
 }
 
 // negotiate answers options until the client goes on to transmission, with s.export set, or leaves.
@@ -125,7 +124,16 @@ func (h *handshake) option(head nbd.OptionHeader) (done bool, err error) {
 		if len(data) > 0 {
 			return false, h.answer(head, nbd.RepErrInvalid, []byte("the option has no data"))
 		}
-		h.structured = true
+		if h.form == extended {
+			return false, h.answer(head, nbd.RepErrExtendedOnly, []byte("extended headers were agreed on"))
+		}
+		h.form = structured
+		return false, h.answer(head, nbd.RepAck, nil)
+	case nbd.OptExtendedHeaders:
+		if len(data) > 0 {
+			return false, h.answer(head, nbd.RepErrInvalid, []byte("the option has no data"))
+		}
+		h.form, h.requestSize = extended, nbd.ExtendedRequestSize
 		return false, h.answer(head, nbd.RepAck, nil)
 	case nbd.OptListMetaContext, nbd.OptSetMetaContext:
 		return false, h.metaContext(head, data)
@@ -145,18 +153,23 @@ func (h *handshake) answer(head nbd.OptionHeader, t nbd.ReplyType, data []byte) 
 }
 
 func (h *handshake) exportName(name string) error {
+	if h.form == extended {
+		return errors.New("the client sent EXPORT_NAME after it had agreed on extended headers")
+	}
 	e := h.server.find(name)
 	if e == nil || !e.enter(h.session) {
 		return fmt.Errorf("the client asked for an unknown export %.100q", name)
 	}
 	h.choose(e)
-	return h.send(nbd.AppendExportNameReply(nil, uint64(e.backend.Size()), e.flags(h.structured, h.manyConns), h.noZeroes))
+	return h.send(nbd.AppendExportNameReply(nil, uint64(e.backend.Size()), h.flags(e), h.noZeroes))
 }
 
 // choose fixes the export of the session, which has entered it.
 func (h *handshake) choose(e *Export) {
 	h.export = e
-	h.allocation = h.meta && h.metaName == e.config.Name
+	if h.metaExport == e {
+		h.contexts = h.selected
+	}
 }
 
 func (h *handshake) list(head nbd.OptionHeader, data []byte) error {
@@ -189,7 +202,7 @@ func (h *handshake) infoOrGo(head nbd.OptionHeader, data []byte) (done bool, err
 		h.choose(e)
 	}
 	facts := [][]byte{
-		nbd.ExportInfo{Size: uint64(e.backend.Size()), Flags: e.flags(h.structured, h.manyConns)}.Append(nil),
+		nbd.ExportInfo{Size: uint64(e.backend.Size()), Flags: h.flags(e)}.Append(nil),
 		e.blockSizes().Append(nil),
 	}
 	if slices.Contains(q.Infos, nbd.InfoName) {
@@ -206,38 +219,26 @@ func (h *handshake) infoOrGo(head nbd.OptionHeader, data []byte) (done bool, err
 	return head.Option == nbd.OptGo, h.answer(head, nbd.RepAck, nil)
 }
 
-func (h *handshake) unknown(head nbd.OptionHeader) error {
-	return h.answer(head, nbd.RepErrUnknown, []byte("there is no such export"))
+// flags are what an export can do for this client.
+func (h *handshake) flags(e *Export) nbd.TransmissionFlags {
+	flags := nbd.HasFlags | nbd.SendFlush | nbd.SendFUA | nbd.SendCache
+	if e.config.Writable {
+		flags |= nbd.SendTrim | nbd.SendWriteZeroes | nbd.SendFastZero
+	} else {
+		flags |= nbd.ReadOnly
+	}
+	if h.form != simple {
+		flags |= nbd.SendDF
+	}
+	if h.form == extended {
+		flags |= nbd.BlockStatusPayload
+	}
+	if h.manyConns || !e.config.Writable {
+		flags |= nbd.CanMultiConn
+	}
+	return flags
 }
 
-// metaContext lists or selects metadata contexts of an export. A selection replaces the one before.
-func (h *handshake) metaContext(head nbd.OptionHeader, data []byte) error {
-	set := head.Option == nbd.OptSetMetaContext
-	if set {
-		h.meta = false
-	}
-	if !h.structured {
-		return h.answer(head, nbd.RepErrInvalid, []byte("structured replies come first"))
-	}
-	q, err := nbd.ParseMetaQuery(data)
-	if err != nil {
-		return h.answer(head, nbd.RepErrInvalid, []byte(err.Error()))
-	}
-	if h.server.find(q.Name) == nil {
-		return h.unknown(head)
-	}
-	context := nbd.MetaContext{Name: nbd.BaseAllocation}
-	wanted := slices.Contains(q.Queries, nbd.BaseAllocation)
-	if set {
-		context.ID = allocationID
-		h.meta, h.metaName = wanted, q.Name
-	} else {
-		wanted = wanted || len(q.Queries) == 0 || slices.Contains(q.Queries, metaNamespace)
-	}
-	if wanted {
-		if err := h.answer(head, nbd.RepMetaContext, context.Append(nil)); err != nil {
-			return err
-		}
-	}
-	return h.answer(head, nbd.RepAck, nil)
+func (h *handshake) unknown(head nbd.OptionHeader) error {
+	return h.answer(head, nbd.RepErrUnknown, []byte("there is no such export"))
 }

@@ -62,7 +62,7 @@ func TestOptions(t *testing.T) {
 		{nbd.OptList, nil, []nbd.ReplyType{nbd.RepServer, nbd.RepServer, nbd.RepAck}},
 		{nbd.OptList, []byte("x"), []nbd.ReplyType{nbd.RepErrInvalid}},
 		{nbd.OptStartTLS, nil, []nbd.ReplyType{nbd.RepErrUnsupported}},
-		{nbd.OptExtendedHeaders, nil, []nbd.ReplyType{nbd.RepErrUnsupported}},
+
 		{4711, []byte("rubbish"), []nbd.ReplyType{nbd.RepErrUnsupported}},
 		{4711, make([]byte, maxOption), []nbd.ReplyType{nbd.RepErrUnsupported}},
 		{nbd.OptGo, make([]byte, maxOption+1), []nbd.ReplyType{nbd.RepErrTooBig}},

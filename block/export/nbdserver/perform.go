@@ -4,20 +4,11 @@ package nbdserver
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/nbd"
-)
-
-const (
-	allocationID = 1 // what the server calls base:allocation in block status replies
-
-	// statusBytes is the most that a block status reply holds, statusQuestions how often the node is asked for it.
-	statusBytes     = 16 << 10
-	statusQuestions = 8 << 10
 )
 
 // commands says of every command which flags it takes, and what it does.
@@ -32,21 +23,21 @@ var commands = [...]struct {
 	nbd.CmdWrite:       {known: true, flags: nbd.FlagFUA, changes: true, ranged: true, limited: true},
 	nbd.CmdFlush:       {known: true, flags: nbd.FlagFUA},
 	nbd.CmdTrim:        {known: true, flags: nbd.FlagFUA, changes: true, ranged: true},
-	nbd.CmdCache:       {known: true, flags: nbd.FlagFUA, ranged: true, limited: true},
+	nbd.CmdCache:       {known: true, flags: nbd.FlagFUA, ranged: true},
 	nbd.CmdWriteZeroes: {known: true, flags: nbd.FlagFUA | nbd.FlagNoHole | nbd.FlagFastZero, changes: true, ranged: true},
 	nbd.CmdBlockStatus: {known: true, flags: nbd.FlagFUA | nbd.FlagReqOne, ranged: true},
 }
 
-// payload is how many bytes follow a request.
-func payload(r *nbd.Request) int64 {
-	if r.Command == nbd.CmdWrite {
-		return int64(r.Length)
+// payload is how many bytes follow a request. An extended write ought to say that it has data, but QEMU's does not.
+func (s *session) payload(r *nbd.Request) uint64 {
+	if s.form == extended && r.Flags&nbd.FlagPayloadLen != 0 || r.Command == nbd.CmdWrite {
+		return r.Length
 	}
 	return 0
 }
 
 func errTooLong(n uint64) error {
-	return fmt.Errorf("a write of %d bytes, %d is the most", n, nbd.MaxPayload)
+	return fmt.Errorf("a request with %d bytes of data, %d is the most", n, nbd.MaxPayload)
 }
 
 // check says why a request cannot be carried out, 0 if it can, and works out what it costs.
@@ -56,8 +47,13 @@ func (s *session) check(t *task) nbd.Errno {
 	}
 	c := &commands[t.Command]
 	flags := c.flags
-	if !s.structured {
+	switch s.form {
+	case simple:
 		flags &^= nbd.FlagDF
+	case extended:
+		if t.Command == nbd.CmdWrite || t.Command == nbd.CmdBlockStatus {
+			flags |= nbd.FlagPayloadLen
+		}
 	}
 	switch {
 	case t.Flags&^flags != 0:
@@ -67,20 +63,37 @@ func (s *session) check(t *task) nbd.Errno {
 	case c.limited && t.Length > nbd.MaxPayload:
 		return nbd.EINVAL
 	}
-	if size := uint64(s.export.backend.Size()); c.ranged && (t.Offset > size || t.Length > size-t.Offset) {
-		if t.Command == nbd.CmdWrite || t.Command == nbd.CmdWriteZeroes {
-			return nbd.ENOSPC
-		}
-		return nbd.EINVAL
-	}
 	switch t.Command {
 	case nbd.CmdRead, nbd.CmdWrite:
 		t.cost = int64(t.Length)
 	case nbd.CmdBlockStatus:
-		if !s.allocation || t.Length == 0 {
+		t.contexts = s.contexts
+		t.cost = statusCost(len(t.contexts))
+		if len(t.contexts) == 0 {
 			return nbd.EINVAL
 		}
-		t.cost = statusBytes
+		if t.Flags&nbd.FlagPayloadLen != 0 { // the range is in the payload
+			if t.Length < 8+4 || t.Length > uint64(8+4*len(t.contexts)) {
+				return nbd.EINVAL
+			}
+			return 0
+		}
+	}
+	return s.checkRange(&t.Request)
+}
+
+func (s *session) checkRange(r *nbd.Request) nbd.Errno {
+	if !commands[r.Command].ranged {
+		return 0
+	}
+	if r.Command == nbd.CmdBlockStatus && r.Length == 0 {
+		return nbd.EINVAL
+	}
+	if size := uint64(s.export.backend.Size()); r.Offset > size || r.Length > size-r.Offset {
+		if r.Command == nbd.CmdWrite || r.Command == nbd.CmdWriteZeroes {
+			return nbd.ENOSPC
+		}
+		return nbd.EINVAL
 	}
 	return 0
 }
@@ -106,6 +119,11 @@ func (s *session) do(ctx context.Context, t *task) error {
 	case nbd.CmdRead:
 		if n == 0 {
 			return nil
+		}
+		if n >= sparseLeast && s.form != simple && t.Flags&nbd.FlagDF == 0 {
+			if done, err := s.readSparse(ctx, t, disk); done {
+				return err
+			}
 		}
 		t.data = block.GetBuffer(int(n))
 		return disk.ReadAt(ctx, t.data.B, off)
@@ -133,58 +151,4 @@ func (s *session) do(ctx context.Context, t *task) error {
 		return s.status(ctx, t, disk)
 	}
 	return nil // CmdCache is a hint
-}
-
-// status describes the range of a task: neighbours of equal status as one extent, as many extents as fit.
-func (s *session) status(ctx context.Context, t *task, disk *block.Edge) error {
-	t.data = block.GetBuffer(statusBytes)
-	b := binary.BigEndian.AppendUint32(t.data.B[:0], allocationID)
-	most := (statusBytes - len(b)) / nbd.DescriptorSize
-	if t.Flags&nbd.FlagReqOne != 0 {
-		most = 1
-	}
-	var last nbd.Descriptor
-	off, rest := int64(t.Offset), int64(t.Length)
-	for range statusQuestions {
-		extent, err := disk.BlockStatus(ctx, off, rest)
-		if err != nil {
-			return err
-		}
-		n := min(extent.Len, rest)
-		if n <= 0 {
-			return fail(block.KindIO, "no block status at offset %d of node '%s'", off, disk.Node().Name())
-		}
-		if state := stateOf(extent.Status); last.Length > 0 && state != last.Flags {
-			b = last.Append(b)
-			most--
-			last = nbd.Descriptor{Flags: state}
-		} else {
-			last.Flags = state
-		}
-		if most == 0 {
-			break
-		}
-		last.Length += uint32(n)
-		off, rest = off+n, rest-n
-		if rest == 0 {
-			break
-		}
-	}
-	if most > 0 && last.Length > 0 {
-		b = last.Append(b)
-	}
-	t.data.B = b
-	return nil
-}
-
-// stateOf is what base:allocation says of an extent.
-func stateOf(status block.Status) uint32 {
-	var state uint32
-	if status&block.StatusData == 0 {
-		state |= nbd.StateHole
-	}
-	if status&block.StatusZero != 0 {
-		state |= nbd.StateZero
-	}
-	return state
 }

@@ -16,7 +16,7 @@ const (
 	batchBytes    = 1 << 20
 
 	// maxHead is the most bytes of a reply that are not in a buffer.
-	maxHead = nbd.DataChunkSize
+	maxHead = nbd.ExtendedChunkSize + 8
 )
 
 // replies are answers on their way to the client: heads lie one behind the other, data in buffers of their own.
@@ -48,11 +48,12 @@ func (r *replies) full() bool { return r.requests >= batchRequests || r.cost >= 
 func (r *replies) add(data *block.Buffer, cost int64) {
 	r.requests++
 	r.cost += cost
-	if r.joined {
-		last := len(r.parts) - 1
-		r.parts[last] = r.heads[r.from:]
-	} else {
-		r.parts = append(r.parts, r.heads[r.from:])
+	switch head := r.heads[r.from:]; {
+	case len(head) == 0: // all of it is in data
+	case r.joined:
+		r.parts[len(r.parts)-1] = head
+	default:
+		r.parts = append(r.parts, head)
 		r.joined = true
 	}
 	if data != nil {

@@ -205,7 +205,7 @@ func (s *Server) open(ctx context.Context, c Config) (export.Export, error) {
 	if err := s.reserve(c.Name); err != nil {
 		return nil, err
 	}
-	e := &Export{config: c, server: s, stop: make(chan struct{}, 1)}
+	e := &Export{config: c, contexts: contextsOf(&c), server: s, stop: make(chan struct{}, 1)}
 	e.mu.sessions = map[*session]struct{}{}
 	err := e.attach(ctx, s.graph)
 	s.mu.Lock()

@@ -31,6 +31,15 @@ const (
 	promptly = 4 * time.Microsecond
 )
 
+// form is the shape of messages that was agreed on.
+type form uint8
+
+const (
+	simple     form = iota // simple replies only
+	structured             // reads and block status are answered in chunks
+	extended               // everything is answered in chunks, and lengths have 64 bits
+)
+
 // session is the connection of one client. See the package comment for how its goroutines take turns.
 type session struct {
 	server *Server
@@ -40,9 +49,10 @@ type session struct {
 	in     *input // belongs to whoever has the turn
 
 	// What the handshake found out; fixed afterwards.
-	export     *Export
-	structured bool // replies may be structured
-	allocation bool // base:allocation was asked for
+	export      *Export
+	form        form          // of requests and replies
+	requestSize int           // bytes of a request without its data
+	contexts    []metaContext // what block status tells
 
 	workers sync.WaitGroup
 	turn    chan struct{} // the turn, on its way from one goroutine to another
@@ -74,7 +84,7 @@ type session struct {
 func newSession(server *Server, conn net.Conn, watch *watchman, cancel context.CancelCauseFunc) *session {
 	s := &session{
 		server: server, conn: conn, watch: watch, cancel: cancel,
-		in:   newInput(conn),
+		in: newInput(conn), requestSize: nbd.RequestSize,
 		turn: make(chan struct{}, 1), over: make(chan struct{}),
 	}
 	s.mu.room.L = &s.mu.Mutex
@@ -150,10 +160,13 @@ func (s *session) step(ctx context.Context) bool {
 		}
 		s.admitLater(ctx, t.cost)
 	}
-	s.in.skip(nbd.RequestSize)
+	s.in.skip(s.requestSize)
 	if err := s.takePayload(&t, refused); err != nil {
 		s.end(err)
 		return false
+	}
+	if t.Command == nbd.CmdBlockStatus && t.data != nil {
+		refused = s.narrow(&t)
 	}
 	if refused != 0 {
 		return s.answer(&t, refused) || s.flushInTurn(ctx)
@@ -163,9 +176,9 @@ func (s *session) step(ctx context.Context) bool {
 
 // takePayload reads what follows a request.
 func (s *session) takePayload(t *task, refused nbd.Errno) error {
-	n := payload(&t.Request)
+	n := s.payload(&t.Request)
 	if refused != 0 || n == 0 {
-		return s.in.discard(n)
+		return s.in.discard(int64(n))
 	}
 	t.data = block.GetBuffer(int(n))
 	if err := s.in.take(t.data.B); err != nil {
@@ -178,7 +191,7 @@ func (s *session) takePayload(t *task, refused nbd.Errno) error {
 // peek returns the next request without using up its bytes. Before it waits for bytes it sends the replies at hand.
 // false: the turn is gone.
 func (s *session) peek(ctx context.Context) (nbd.Request, bool) {
-	if len(s.in.buffered()) < nbd.RequestSize {
+	if len(s.in.buffered()) < s.requestSize {
 		if !s.flushInTurn(ctx) {
 			return nbd.Request{}, false
 		}
@@ -187,7 +200,11 @@ func (s *session) peek(ctx context.Context) (nbd.Request, bool) {
 			return nbd.Request{}, false
 		}
 	}
-	r, err := nbd.ParseRequest(s.in.buffered())
+	parse := nbd.ParseRequest
+	if s.form == extended {
+		parse = nbd.ParseExtendedRequest
+	}
+	r, err := parse(s.in.buffered())
 	switch {
 	case err != nil:
 		s.end(err)
@@ -195,11 +212,11 @@ func (s *session) peek(ctx context.Context) (nbd.Request, bool) {
 	case r.Command == nbd.CmdDisconnect:
 		s.end(nil)
 		return r, false
-	case payload(&r) > maxDrain:
+	case s.payload(&r) > maxDrain:
 		s.end(errTooLong(r.Length))
 		return r, false
 	}
-	if int64(len(s.in.buffered())) < nbd.RequestSize+payload(&r) && !s.flushInTurn(ctx) {
+	if uint64(len(s.in.buffered())-s.requestSize) < s.payload(&r) && !s.flushInTurn(ctx) {
 		return r, false
 	}
 	return r, true
@@ -208,10 +225,10 @@ func (s *session) peek(ctx context.Context) (nbd.Request, bool) {
 // receive waits for a request.
 func (s *session) receive() error {
 	if !s.pace.slow(s.last) {
-		return s.in.fill(nbd.RequestSize)
+		return s.in.fill(s.requestSize)
 	}
 	began := time.Now()
-	err := s.in.fill(nbd.RequestSize)
+	err := s.in.fill(s.requestSize)
 	if time.Since(began) < promptly {
 		s.deep = deepFor
 	}

@@ -30,6 +30,64 @@ func (h *house) tool(name string, args ...string) string {
 	return string(out)
 }
 
+// newTool runs a program that speaks extended headers, from the system in $PEER_ROOT, which must share the folder of
+// temporary files with this one, or a new enough one from here.
+func (h *house) newTool(name string, args ...string) string {
+	h.t.Helper()
+	if root := os.Getenv("PEER_ROOT"); root != "" {
+		return h.tool("chroot", append([]string{root, name}, args...)...)
+	}
+	out, err := exec.CommandContext(h.bounded(), "nbdinfo", "--version").Output()
+	var major, minor int
+	if _, scanErr := fmt.Sscanf(string(out), "nbdinfo %d.%d", &major, &minor); err != nil || scanErr != nil || major == 1 && minor < 18 {
+		h.t.Skip("needs libnbd 1.18 or newer for extended headers, here or in the system that $PEER_ROOT names")
+	}
+	return h.tool(name, args...)
+}
+
+// TestNewTools has programs that ask for extended headers and for the contexts of QEMU look at an export.
+func TestNewTools(t *testing.T) {
+	h := newHouse(t, Options{MaxConnections: 100})
+	var bitmap *block.DirtyBitmap
+	blocktest.Change(t, h.graph, func(tx *block.Tx) (err error) {
+		bitmap, err = tx.AddBitmap(h.node, block.BitmapConfig{Name: "b", Granularity: 64 << 10})
+		return err
+	})
+	h.must(h.server.AddExport(t.Context(), Config{ID: "d", Node: h.node, Writable: true, Description: "words", AllocationDepth: true,
+		Bitmaps: []*block.DirtyBitmap{bitmap}}))
+	h.must(os.Chmod(h.path, 0o666))
+	out := h.newTool("nbdinfo", h.uri("d"))
+	for _, want := range []string{"extended", "base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:b", "can_block_status_payload: true",
+		"description: words"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is not in\n%s", want, out)
+		}
+	}
+	h.newTool("qemu-io", "-f", "raw", "-c", "write -P 9 1M 64k", "-c", "read -P 9 1M 64k", "-c", "read -P 0 1536k 512k", h.uri("d"))
+	for context, lines := range map[string]int{"base:allocation": 3, "qemu:allocation-depth": 1, "qemu:dirty-bitmap:b": 3} {
+		if out := h.newTool("nbdinfo", "--map="+context, h.uri("d")); strings.Count(out, "\n") != lines {
+			t.Errorf("the map of %s is\n%s", context, out)
+		}
+	}
+	bitmapOf := "json:{\"driver\":\"nbd\",\"export\":\"d\",\"server\":{\"type\":\"unix\",\"path\":\"" + h.path +
+		"\"},\"x-dirty-bitmap\":\"qemu:dirty-bitmap:b\"}"
+	if out := h.newTool("qemu-img", "map", "--output=json", bitmapOf); strings.Count(out, "start") != 3 {
+		t.Errorf("qemu-img's map of the bitmap is\n%s", out)
+	}
+	out = h.newTool("nbdsh", "-u", h.uri("d"), "-c", "print(h.get_extended_headers_negotiated())", "-c", "h.zero(1<<20, 3<<20)", "-c", "print(h.pread(131072, 0) == bytearray(131072))",
+		"-c", "print(h.pread(131072, 1<<20)[:65537] == b'\\x09'*65536 + b'\\0')")
+	if out != "True\nTrue\nTrue\n" {
+		t.Errorf("libnbd says %q", out)
+	}
+	back := filepath.Join(t.TempDir(), "back")
+	h.newTool("nbdcopy", h.uri("d"), back)
+	got, err := os.ReadFile(back)
+	h.must(err)
+	if !bytes.Equal(got, h.disk.Bytes()) {
+		t.Error("nbdcopy's copy differs")
+	}
+}
+
 func (h *house) uri(name string) string { return "nbd+unix:///" + name + "?socket=" + h.path }
 
 func TestTools(t *testing.T) {
