@@ -9,7 +9,6 @@ import "path"
 var leftOut = []struct{ pattern, reason string }{
 	{"quirks/*", "recorded behaviour of qemu-storage-daemon that is improved on purpose, see better/"},
 	{"qcow2/*", "waits for qcow2 and backing files"},
-	{"mirror/nbd-target", "waits for the nbd driver"},
 }
 
 // LeftOut tells whether a scenario is not run by default, and why.
