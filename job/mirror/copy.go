@@ -195,7 +195,7 @@ func (m *Mirror) settle(r *result) {
 	case r.sourceErr != nil:
 		m.failLocked(failure{true, r.off, r.len, r.sourceErr})
 	case r.targetErr != nil:
-		m.failLocked(failure{false, r.off, r.len, r.targetErr})
+		m.failTargetLocked(r.off, r.len, r.targetErr)
 	}
 	if r.sourceErr == nil && r.targetErr == nil {
 		m.progress.Done(done)
@@ -217,8 +217,16 @@ func (m *Mirror) failLocked(f failure) {
 // targetFailed notes that a request of a guest, or a flush, failed on the target.
 func (m *Mirror) targetFailed(off, n int64, err error) {
 	m.mu.Lock()
-	m.failLocked(failure{false, off, n, err})
+	m.failTargetLocked(off, n, err)
 	m.mu.Unlock()
+}
+
+// failTargetLocked notes that a request to the target failed, and whether it may still be carried out.
+func (m *Mirror) failTargetLocked(off, n int64, err error) {
+	if n > 0 && block.IsSuspect(err) {
+		m.planner.suspect(off, n)
+	}
+	m.failLocked(failure{false, off, n, err})
 }
 
 // flushTarget makes what was written to the target durable, unless nothing was. Only one flush runs at a time.

@@ -3,6 +3,7 @@
 package mirror
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"time"
@@ -147,8 +148,63 @@ func (l *loop) copyRest(ctx context.Context) error {
 		case !m.flushTarget():
 			return errAgain
 		}
-		return nil
+		if equal, err := m.compareSuspects(ctx); err != nil || equal {
+			return err
+		}
 	}
+}
+
+// compareSuspects reads back what a request that failed may have changed since. What differs is dirty again.
+func (m *Mirror) compareSuspects(ctx context.Context) (equal bool, err error) {
+	m.mu.Lock()
+	ranges := m.planner.suspected()
+	m.mu.Unlock()
+	equal = true
+	for _, r := range ranges {
+		for at := r.off; at < r.end; at += pieceSize {
+			same, err := m.compare(ctx, at, min(pieceSize, r.end-at))
+			if err != nil {
+				return false, err
+			}
+			equal = equal && same
+		}
+	}
+	if equal && len(ranges) > 0 {
+		m.mu.Lock()
+		m.planner.suspects.Clear(m.planner.suspects.All())
+		m.mu.Unlock()
+	}
+	return equal, nil
+}
+
+// compare reads a range of both disks, and makes it dirty if they differ.
+func (m *Mirror) compare(ctx context.Context, off, n int64) (same bool, err error) {
+	a, b := block.GetBuffer(int(n)), block.GetBuffer(int(n))
+	defer a.Release()
+	defer b.Release()
+	if err := m.filter.source.ReadAt(ctx, a.B, off); err != nil {
+		return false, m.again(failure{true, off, n, err})
+	}
+	if err := m.filter.target.ReadAt(m.targetCtx, b.B, off); err != nil {
+		return false, m.again(failure{false, off, n, err})
+	}
+	if bytes.Equal(a.B, b.B) {
+		return true, nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	chunks := m.planner.d.Outward(off, n)
+	m.planner.d.Set(chunks)
+	m.planner.z.Clear(chunks)
+	return false, nil
+}
+
+// again notes a failure for the loop.
+func (m *Mirror) again(f failure) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.failLocked(f)
+	return errAgain
 }
 
 // startRest starts a copy unless one failed already.

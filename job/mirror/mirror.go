@@ -74,6 +74,7 @@ type Mirror struct {
 	giveUp    context.CancelFunc
 	flushing  chan struct{} // holds one token: the right to flush the target
 	results   chan result   // of copies that ended
+	forget    func()        // ends the news of the target's reconnections
 	gone      bool          // the filter is out of the graph
 
 	mu      sync.Mutex // the planner's, and all that follows; nothing is waited for under it
@@ -136,6 +137,14 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 		m.giveUp()
 		return nil, err
 	}
+	m.forget = opts.Target.OnReconnect(func(unflushed bool) {
+		if unflushed {
+			m.mu.Lock()
+			m.planner.lost()
+			m.mu.Unlock()
+		}
+		m.job.Poke()
+	})
 	m.job.Start(after)
 	return m, nil
 }

@@ -28,6 +28,10 @@ type planner struct {
 	// U: regions of the target that were written and not flushed since. Starting a flush moves fresh to flushing.
 	fresh, flushing *bitmap.Bitmap
 
+	// suspects are chunks where a request may still be carried out that failed when the connection to the target died. They
+	// are compared before completion. Nil if there never was one.
+	suspects *bitmap.Bitmap
+
 	// claims are the byte ranges that somebody works on, in the order in which they were asked for. Those of the copy
 	// overlap no other; those of guests may have to wait for earlier ones.
 	claims []*op
@@ -218,13 +222,38 @@ func (p *planner) beginFlush() (needed bool) {
 // the kernel reports a lost page once and calls it clean afterwards.
 func (p *planner) endFlush(ok bool) {
 	if !ok {
-		p.distrust(p.fresh)
-		p.distrust(p.flushing)
-		for _, o := range p.claims {
-			o.zeroed = o.zeroed[:0] // they may have been lost, though their write has yet to return
-		}
+		p.lost()
 	}
 	p.flushing.Clear(p.flushing.All())
+}
+
+// lost notes that everything that was written to the target since its last good flush may be gone: a flush failed, or the
+// target may have restarted.
+func (p *planner) lost() {
+	p.distrust(p.fresh)
+	p.distrust(p.flushing)
+	for _, o := range p.claims {
+		o.zeroed = o.zeroed[:0] // they may be gone, too, though their write has yet to return
+	}
+}
+
+// suspect notes that a failed request may still change a range of the target.
+func (p *planner) suspect(off, n int64) {
+	if p.suspects == nil {
+		p.suspects, _ = bitmap.New(p.d.Size(), p.d.Granularity())
+	}
+	p.suspects.Set(p.suspects.Outward(off, n))
+}
+
+// suspected lists the ranges that may change, joined where they touch.
+func (p *planner) suspected() (ranges []span) {
+	if p.suspects != nil {
+		p.eachSet(p.suspects, func(c bitmap.Chunks) {
+			off, n := p.d.Bytes(c)
+			ranges = append(ranges, span{off, off + n})
+		})
+	}
+	return ranges
 }
 
 // distrust makes the chunks of all set regions dirty and not known to be zero.

@@ -46,6 +46,7 @@ func (m *Mirror) Clean(error) {
 	m.planner.stopped = true
 	m.mu.Unlock()
 	m.giveUp()
+	m.forget()
 	if !m.gone {
 		// Only a conflict of permissions could make this fail, and giving permissions up makes none.
 		if err := m.remove(context.Background()); err != nil {
