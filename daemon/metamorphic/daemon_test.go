@@ -56,8 +56,9 @@ func (r *rig) path(name string) string { return filepath.Join(r.dir, name) }
 func newRig(ctx context.Context, dir string, s set) (*rig, error) {
 	r := &rig{dir: dir, ended: make(chan int, 1)}
 	go func() {
-		r.ended <- daemon.Main([]string{"--qmp", r.path("qmp"), "--nbd-server", "addr.type=unix,addr.path=" + r.path("nbd"),
-			"--object", "throttle-group,id=group,limits.bps-total=1000000000"}, &r.said, &r.said)
+		// The monitor comes last: once it answers, the rest is there.
+		r.ended <- daemon.Main([]string{"--object", "throttle-group,id=group,limits.bps-total=1000000000",
+			"--nbd-server", "addr.type=unix,addr.path=" + r.path("nbd"), "--qmp", r.path("qmp")}, &r.said, &r.said)
 	}()
 	if err := r.connect(ctx); err != nil {
 		return r, err
