@@ -46,22 +46,37 @@ func (h *Handlers) StartNBD(ctx context.Context, o *api.NbdServerOptions) error 
 
 func listen(ctx context.Context, a *api.SocketAddress) (net.Listener, error) {
 	switch {
+	case a.Unix != nil && qmp.Or(a.Unix.Abstract, false):
+		return nbdserver.ListenAbstract(a.Unix.Path, qmp.Or(a.Unix.Tight, true))
 	case a.Unix != nil:
-		if qmp.Or(a.Unix.Abstract, false) {
-			return nil, qmp.Errorf("Parameter 'addr.abstract' is not supported: give a path")
-		}
 		return nbdserver.ListenUnix(a.Unix.Path, 0o600)
 	case a.Inet != nil:
-		network := "tcp"
-		switch v4, v6 := qmp.Or(a.Inet.IPv4, false), qmp.Or(a.Inet.IPv6, false); {
-		case v4 && !v6:
-			network = "tcp4"
-		case v6 && !v4:
-			network = "tcp6"
-		}
-		return nbdserver.ListenTCP(ctx, network, a.Inet.Host, a.Inet.Port)
+		return listenInet(ctx, a.Inet)
+	case a.Fd != nil:
+		return nbdserver.ListenInherited(a.Fd.Str)
 	}
-	return nil, qmp.Errorf("Parameter 'addr.type' does not accept value '%s' here: use 'unix' or 'inet'", a.Type)
+	return nil, qmp.Errorf("Sockets of type '%s' are not available: use 'inet', 'unix' or 'fd'", a.Type)
+}
+
+func listenInet(ctx context.Context, a *api.InetSocketAddress) (net.Listener, error) {
+	network := "tcp"
+	switch v4, v6 := qmp.Or(a.IPv4, a.IPv6 == nil || !*a.IPv6), qmp.Or(a.IPv6, a.IPv4 == nil || !*a.IPv4); {
+	case !v4 && !v6:
+		return nil, qmp.Errorf("Cannot disable IPv4 and IPv6 at same time")
+	case !v6:
+		network = "tcp4"
+	case !v4:
+		network = "tcp6"
+	}
+	switch {
+	case qmp.Or(a.Numeric, false) && a.Host != "" && net.ParseIP(a.Host) == nil:
+		return nil, qmp.Errorf("Parameter 'addr.host' is '%s', which is no numeric address", a.Host)
+	case qmp.Or(a.Mptcp, false):
+		return nil, qmp.Errorf("Parameter 'addr.mptcp' is not supported")
+	case a.To != nil:
+		return nbdserver.ListenTCPRange(ctx, network, a.Host, a.Port, *a.To)
+	}
+	return nbdserver.ListenTCP(ctx, network, a.Host, a.Port)
 }
 
 // NBDServerStop stops the NBD server.

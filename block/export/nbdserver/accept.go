@@ -67,6 +67,7 @@ func (s *Server) client(ctx context.Context, r *run, conn net.Conn) {
 	defer r.freeSlot()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	tune(conn)
 	session := newSession(s, conn, r.watch, cancel)
 	var about Conn
 	if a := conn.RemoteAddr(); a != nil && a.Network() != "unix" {
