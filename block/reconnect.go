@@ -2,7 +2,10 @@
 
 package block
 
-import "errors"
+import (
+	"context"
+	"errors"
+)
 
 // suspectError marks the failure of a request that may still be carried out.
 type suspectError struct{ error }
@@ -37,3 +40,19 @@ func (n *Node) OnReconnect(f func(unflushed bool)) (cancel func()) {
 		}
 	}
 }
+
+// ErrDisconnected is in errors of requests that failed because the connection to a server is lost and may come back soon: a
+// request that waits may succeed.
+var ErrDisconnected = errors.New("the connection to the server is lost for now")
+
+// unwaiting marks a context of requests that do not wait for a new session.
+type unwaiting struct{}
+
+// WithoutWaiting makes a context for requests that fail at once, with ErrDisconnected, where others would wait for a driver
+// to reconnect.
+func WithoutWaiting(ctx context.Context) context.Context {
+	return context.WithValue(ctx, unwaiting{}, true)
+}
+
+// MayWait says whether requests with a context may wait for a driver to reconnect.
+func MayWait(ctx context.Context) bool { return ctx.Value(unwaiting{}) == nil }

@@ -64,7 +64,7 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 // flush makes the target durable; it is not ok if that failed, which the loop finds noted.
 func (l *loop) flush(ctx context.Context) (ok bool, err error) {
 	err = l.m.inside(ctx, func() error {
-		ok = l.m.flushTarget()
+		ok = l.m.flushTarget(l.m.targetCtx)
 		return nil
 	})
 	return ok, err
@@ -124,9 +124,11 @@ func (l *loop) drained(ctx context.Context, f func(*block.Tx) error) error {
 // copyRest copies what is dirty and flushes, until nothing is dirty and nothing unflushed. Guests are drained.
 func (l *loop) copyRest(ctx context.Context) error {
 	m := l.m
+	l.troubled = false
 	for {
-		for l.inFlight < m.workers {
-			if started, err := l.startRest(ctx); err != nil {
+		for l.inFlight < m.workers && !l.troubled {
+			// Guests wait, so nothing here waits for a target that is gone.
+			if started, err := l.startCopy(ctx, m.guestCtx, time.Now()); err != nil {
 				l.settleAll()
 				return err
 			} else if !started {
@@ -141,11 +143,11 @@ func (l *loop) copyRest(ctx context.Context) error {
 		failed, left := m.failed != nil, m.planner.d.Len()
 		m.mu.Unlock()
 		switch {
-		case failed:
+		case failed || l.troubled:
 			return errAgain
 		case left > 0:
 			continue
-		case !m.flushTarget():
+		case !m.flushTarget(m.guestCtx):
 			return errAgain
 		}
 		if equal, err := m.compareSuspects(ctx); err != nil || equal {
@@ -185,7 +187,7 @@ func (m *Mirror) compare(ctx context.Context, off, n int64) (same bool, err erro
 	if err := m.filter.source.ReadAt(ctx, a.B, off); err != nil {
 		return false, m.again(failure{true, off, n, err})
 	}
-	if err := m.filter.target.ReadAt(m.targetCtx, b.B, off); err != nil {
+	if err := m.filter.target.ReadAt(m.guestCtx, b.B, off); err != nil {
 		return false, m.again(failure{false, off, n, err})
 	}
 	if bytes.Equal(a.B, b.B) {
@@ -205,15 +207,4 @@ func (m *Mirror) again(f failure) error {
 	defer m.mu.Unlock()
 	m.failLocked(f)
 	return errAgain
-}
-
-// startRest starts a copy unless one failed already.
-func (l *loop) startRest(ctx context.Context) (started bool, err error) {
-	l.m.mu.Lock()
-	failed := l.m.failed != nil
-	l.m.mu.Unlock()
-	if failed {
-		return false, nil
-	}
-	return l.startCopy(ctx, time.Now())
 }

@@ -71,6 +71,7 @@ type Mirror struct {
 	piece     int64              // most bytes of data in one copy
 	workers   int                // most copies in flight
 	targetCtx context.Context    // of all requests to the target; ends with a forced cancel
+	guestCtx  context.Context    // the same for those that a guest waits for: they do not wait for a lost target
 	giveUp    context.CancelFunc
 	flushing  chan struct{} // holds one token: the right to flush the target
 	results   chan result   // of copies that ended
@@ -117,6 +118,7 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 	m.workers = int(min(max(opts.BufSize/m.piece, 1), maxWorkers))
 	m.results = make(chan result, m.workers)
 	m.targetCtx, m.giveUp = context.WithCancel(context.Background())
+	m.guestCtx = block.WithoutWaiting(m.targetCtx)
 	var err error
 	if m.planner, err = newPlanner(opts.Source.Size(), opts.Granularity, opts.Mode); err != nil {
 		return nil, &block.Error{Kind: block.KindNoMemory, Op: block.OpGraph, Err: err}

@@ -60,6 +60,7 @@ type loop struct {
 	m        *Mirror
 	limiter  job.Limiter
 	inFlight int           // copies
+	troubled bool          // one failed; for copyRest
 	gather   time.Time     // when the copy of what guests wrote begins; zero while nothing waits
 	retry    time.Duration // how long a failed range waits next time
 	notYet   time.Time     // no copy starts before
@@ -178,7 +179,7 @@ func (l *loop) dispatch(ctx context.Context, hurry bool) (time.Duration, error) 
 		if wait, dirty := l.holdBack(now, hurry); !dirty || wait > 0 {
 			return wait, nil
 		}
-		started, err := l.startCopy(ctx, now)
+		started, err := l.startCopy(ctx, m.targetCtx, now)
 		if err != nil {
 			return 0, err
 		}
@@ -214,7 +215,7 @@ func (l *loop) holdBack(now time.Time, hurry bool) (wait time.Duration, dirty bo
 }
 
 // startCopy claims the next piece and hands it to a goroutine of its own.
-func (l *loop) startCopy(ctx context.Context, now time.Time) (started bool, err error) {
+func (l *loop) startCopy(ctx, targetCtx context.Context, now time.Time) (started bool, err error) {
 	m := l.m
 	gate := m.backend.Gate()
 	if err := gate.Enter(ctx); err != nil {
@@ -230,7 +231,7 @@ func (l *loop) startCopy(ctx context.Context, now time.Time) (started bool, err 
 	l.inFlight++
 	m.job.SetBusy(true)
 	go func() {
-		r := m.copy(ctx, o)
+		r := m.copy(ctx, targetCtx, o)
 		m.settle(&r)
 		gate.Leave()
 		m.results <- r
@@ -263,6 +264,8 @@ func (l *loop) ended(r result) {
 	l.limiter.Take(r.data-r.claimed, time.Now())
 	if r.sourceErr == nil && r.targetErr == nil {
 		l.retry = retryFirst
+	} else {
+		l.troubled = true
 	}
 }
 

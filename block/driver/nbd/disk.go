@@ -168,6 +168,9 @@ func (d *Disk) do(ctx context.Context, r *request) error {
 		}
 		if !result.lost || !now.Before(until) || result.under && !r.repeatable() && d.watchers.Load() > 0 {
 			r.recycle()
+			if result.lost && d.options.ReconnectDelay > 0 {
+				result.err = fmt.Errorf("%w: %w", block.ErrDisconnected, result.err)
+			}
 			return suspectIf(suspect, result.err)
 		}
 		r.again()
@@ -195,6 +198,8 @@ func (d *Disk) current(ctx context.Context) (*session, error) {
 			return s, nil
 		case failure != nil:
 			return nil, failure
+		case !block.MayWait(ctx):
+			return nil, &block.Error{Kind: block.KindIO, Op: block.OpGraph, Err: block.ErrDisconnected}
 		}
 		select {
 		case <-changed:
