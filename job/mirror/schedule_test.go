@@ -269,8 +269,8 @@ func (s *schedule) flush(b *block.Backend) {
 		_ = b.Flush(bg)
 		return
 	}
-	if b.Flush(bg) != nil || s.guest.Node() != c.m.node {
-		return
+	if b.Flush(bg) != nil || !c.m.State().Synced || s.guest.Node() != c.m.node {
+		return // the job is being cancelled, or over
 	}
 	durable := c.target.durable()
 	if s.guest.Node() != c.m.node {
