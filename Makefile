@@ -4,6 +4,7 @@ GO        ?= go
 FUZZTIME  ?= 10s
 SEEDS     ?= 10000
 BENCHTIME ?= 0.2s
+HISTORIES ?= 20
 # How long the tests of one package may take; the whole of `make test` takes a few minutes.
 TIMEOUT   ?= 8m
 
@@ -76,6 +77,11 @@ soak: ## run the randomised mirror test with many seeds (SEEDS=10000)
 .PHONY: model
 model: ## check the model of the mirror's concurrency, and that its mutations are noticed (spin, gcc)
 	@docs/model/check
+
+.PHONY: metamorphic
+metamorphic: ## run histories of a disk, each under many sets of options (HISTORIES=20, from SEED=1 on)
+	$(GO) test ./daemon/metamorphic -count=1 -timeout 0 -metamorphic.seed=$(or $(SEED),1) -metamorphic.seeds=$(HISTORIES) \
+	    -metamorphic.sets=30 -metamorphic.shrink
 
 .PHONY: clean
 clean: ## remove what was built
