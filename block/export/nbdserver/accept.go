@@ -90,7 +90,7 @@ func (s *Server) client(ctx context.Context, r *run, conn net.Conn) {
 	}
 	s.events.Opened(about)
 	err := session.run(ctx, r.options)
-	_ = conn.Close() // the client may wait for this
+	session.hangUp() // the client may wait for this
 	if session.export != nil {
 		about.Export = session.export.config.ID
 	}

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package nbdserver serves nodes to NBD clients: one [Server] listens on a socket and has any number of exports by
-// name. It speaks fixed newstyle with simple and structured replies and block status (base:allocation). It does no TLS
-// and no extended headers, and it writes no log: [Events] tell what happened to connections.
+// name. It speaks fixed newstyle with simple and structured replies or extended headers, block status with the contexts of
+// QEMU, and TLS, whose configuration it is given: it knows no files of keys. It writes no log: [Events] tell what happened
+// to connections.
 //
 //	Server ── accept loop ──► session: handshake ──► transmission ──► Backend of an Export ──► node
 //	   └───── watchman                                 (one goroutine reads, others may carry out requests)

@@ -126,7 +126,7 @@ func (s *session) flush() {
 		broken := s.mu.broken
 		s.mu.Unlock()
 		if !broken {
-			if err := batch.write(s.conn); err != nil {
+			if err := batch.write(s.stream); err != nil {
 				s.kill(err)
 			}
 		}

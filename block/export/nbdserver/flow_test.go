@@ -403,6 +403,10 @@ func FuzzTransmission(f *testing.F) {
 func fuzz(f *testing.F, first []byte) {
 	h := newHouse(f, Options{})
 	h.export("d")
+	fuzzHouse(f, h, first)
+}
+
+func fuzzHouse(f *testing.F, h *house, first []byte) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		conn, err := net.Dial("unix", h.path)
 		if err != nil {

@@ -4,6 +4,7 @@ package nbdserver
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -25,8 +26,8 @@ func (s *session) run(ctx context.Context, o Options) error {
 	if o.HandshakeTimeout > 0 {
 		_ = s.conn.SetDeadline(time.Now().Add(o.HandshakeTimeout))
 	}
-	h := handshake{session: s, manyConns: o.MaxConnections != 1}
-	proceed, err := h.negotiate()
+	h := handshake{session: s, manyConns: o.MaxConnections != 1, tls: o.TLS, authorize: o.Authorize}
+	proceed, err := h.negotiate(ctx)
 	if s.export != nil {
 		defer s.export.leave(s)
 	}
@@ -46,6 +47,8 @@ func (s *session) run(ctx context.Context, o Options) error {
 type handshake struct {
 	*session
 	manyConns bool
+	tls       *tls.Config // nil for none
+	authorize func(tls.ConnectionState) error
 	noZeroes  bool
 	fixed     bool
 
@@ -55,7 +58,7 @@ type handshake struct {
 }
 
 // negotiate answers options until the client goes on to transmission, with s.export set, or leaves.
-func (h *handshake) negotiate() (transmit bool, err error) {
+func (h *handshake) negotiate(ctx context.Context) (transmit bool, err error) {
 	if err := h.send(nbd.AppendGreeting(nil, offered)); err != nil {
 		return false, err
 	}
@@ -83,7 +86,7 @@ func (h *handshake) negotiate() (transmit bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		done, err := h.option(head)
+		done, err := h.option(ctx, head)
 		if done || err != nil {
 			return h.export != nil && err == nil, err
 		}
@@ -93,7 +96,7 @@ func (h *handshake) negotiate() (transmit bool, err error) {
 var errNotFixed = errors.New("a client that does not speak fixed newstyle may only send EXPORT_NAME")
 
 // option answers one option; done if none follows.
-func (h *handshake) option(head nbd.OptionHeader) (done bool, err error) {
+func (h *handshake) option(ctx context.Context, head nbd.OptionHeader) (done bool, err error) {
 	if !h.fixed && head.Option != nbd.OptExportName {
 		return false, errNotFixed
 	}
@@ -110,7 +113,12 @@ func (h *handshake) option(head nbd.OptionHeader) (done bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("data of an option: %w", noEOF(err))
 	}
+	if refused, err := h.refuseInsecure(head); refused {
+		return false, err
+	}
 	switch head.Option {
+	case nbd.OptStartTLS:
+		return false, h.startTLS(ctx, head, data)
 	case nbd.OptExportName:
 		return true, h.exportName(string(data))
 	case nbd.OptAbort:
@@ -142,7 +150,7 @@ func (h *handshake) option(head nbd.OptionHeader) (done bool, err error) {
 }
 
 func (h *handshake) send(b []byte) error {
-	_, err := h.conn.Write(b)
+	_, err := h.stream.Write(b)
 	return err
 }
 

@@ -61,7 +61,7 @@ func TestOptions(t *testing.T) {
 	}{
 		{nbd.OptList, nil, []nbd.ReplyType{nbd.RepServer, nbd.RepServer, nbd.RepAck}},
 		{nbd.OptList, []byte("x"), []nbd.ReplyType{nbd.RepErrInvalid}},
-		{nbd.OptStartTLS, nil, []nbd.ReplyType{nbd.RepErrUnsupported}},
+		{nbd.OptStartTLS, nil, []nbd.ReplyType{nbd.RepErrPolicy}},
 
 		{4711, []byte("rubbish"), []nbd.ReplyType{nbd.RepErrUnsupported}},
 		{4711, make([]byte, maxOption), []nbd.ReplyType{nbd.RepErrUnsupported}},

@@ -3,6 +3,7 @@
 package nbdserver
 
 import (
+	"crypto/tls"
 	"net"
 
 	"github.com/blkmirror/blkmirror/block"
@@ -29,7 +30,8 @@ type replies struct {
 	requests int
 	cost     int64 // what the requests count of maxBytes
 
-	vector net.Buffers // parts while they are written, which eats up the slice
+	vector  net.Buffers // parts while they are written, which eats up the slice
+	scratch []byte      // for an encrypted connection: parts in one piece
 }
 
 func newReplies() *replies {
@@ -64,13 +66,17 @@ func (r *replies) add(data *block.Buffer, cost int64) {
 }
 
 // write sends everything.
-func (r *replies) write(to net.Conn) error {
+func (r *replies) write(to net.Conn) (err error) {
 	if len(r.parts) == 1 {
-		_, err := to.Write(r.parts[0])
+		_, err = to.Write(r.parts[0])
+		return err
+	}
+	if _, encrypted := to.(*tls.Conn); encrypted {
+		r.scratch, err = writeGathered(to, r.parts, r.scratch)
 		return err
 	}
 	r.vector = r.parts
-	_, err := r.vector.WriteTo(to)
+	_, err = r.vector.WriteTo(to)
 	r.vector = nil
 	return err
 }

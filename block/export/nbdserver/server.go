@@ -4,6 +4,7 @@ package nbdserver
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"slices"
@@ -34,6 +35,11 @@ type Events struct {
 type Options struct {
 	MaxConnections   int           // 0 for any number
 	HandshakeTimeout time.Duration // 0 for none
+
+	// TLS, unless nil, must be asked for by clients before they see anything.
+	TLS *tls.Config
+	// Authorize, unless nil, refuses clients that TLS let in. It is called by many goroutines at once.
+	Authorize func(tls.ConnectionState) error
 }
 
 // Server serves exports of one graph over at most one listener at a time.

@@ -43,7 +43,8 @@ const (
 // session is the connection of one client. See the package comment for how its goroutines take turns.
 type session struct {
 	server *Server
-	conn   net.Conn
+	conn   net.Conn // what kill closes
+	stream net.Conn // conn, or TLS on it; changed by the handshake only
 	cancel context.CancelCauseFunc
 	watch  *watchman
 	in     *input // belongs to whoever has the turn
@@ -83,7 +84,7 @@ type session struct {
 
 func newSession(server *Server, conn net.Conn, watch *watchman, cancel context.CancelCauseFunc) *session {
 	s := &session{
-		server: server, conn: conn, watch: watch, cancel: cancel,
+		server: server, conn: conn, stream: conn, watch: watch, cancel: cancel,
 		in: newInput(conn), requestSize: nbd.RequestSize,
 		turn: make(chan struct{}, 1), over: make(chan struct{}),
 	}
