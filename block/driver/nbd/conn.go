@@ -43,6 +43,8 @@ type conn struct {
 	}
 	out output
 	in  input
+
+	answered bool // there was a reply; the reader's alone until gone
 }
 
 func newConn(s *session, nc net.Conn, e *export) *conn {
@@ -147,6 +149,7 @@ func (c *conn) find(cookie uint64) (*request, error) {
 
 // replied ends a reply.
 func (c *conn) replied(r *request) {
+	c.answered = true
 	if r.failure == nil && r.changes() && r.flags&wire.FlagFUA == 0 {
 		c.session.disk.writes.Add(1) // here, so that the keeper knows when this goroutine has ended
 	}

@@ -11,7 +11,8 @@ import (
 	wire "github.com/blkmirror/blkmirror/block/nbd"
 )
 
-// Pauses between attempts to connect. A session that did not last for steady counts as an attempt that failed.
+// Pauses between attempts to connect. A session that did not last for steady counts as an attempt, and as one that failed
+// if the server answered nothing in it.
 const (
 	firstPause   = 10 * time.Millisecond
 	longestPause = time.Second
@@ -43,8 +44,11 @@ func (d *Disk) keep(ctx context.Context) {
 		select {
 		case s := <-d.losses:
 			s.wait()
-			if time.Since(began) > steady {
+			switch {
+			case time.Since(began) > steady:
 				pause = 0
+			case s.answered():
+				pause = firstPause
 			}
 			if !d.replace(ctx, s, &pause) {
 				return

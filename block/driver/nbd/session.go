@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -121,6 +122,11 @@ func (s *session) wait() {
 	for _, c := range s.conns {
 		<-c.gone
 	}
+}
+
+// answered says whether the server answered any request. The session has ended.
+func (s *session) answered() bool {
+	return slices.ContainsFunc(s.conns, func(c *conn) bool { return c.answered })
 }
 
 // drop closes connections that were not started.
