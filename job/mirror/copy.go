@@ -51,9 +51,12 @@ func (m *Mirror) copy(ctx, targetCtx context.Context, o *op) result {
 			r.targetErr, r.len = m.copyZero(targetCtx, o, at, end, &r), end-at
 		} else {
 			if end-at > m.piece {
-				end = min(end, m.shorten(o, at))
+				end = min(end, m.giveBackFrom(o, at+m.piece))
 			}
 			m.copyPieces(ctx, targetCtx, o, at, end, &r)
+			if r.data >= m.piece {
+				m.giveBackFrom(o, end) // it was taken for a hole, and guests wait for it
+			}
 		}
 		at = end
 	}
