@@ -82,13 +82,12 @@ func (m *Mirror) fit(o *op, at int64, extent block.Extent) (end int64, zero bool
 	return min((max(end, at+1)+unit-1)&^(unit-1), o.end), false
 }
 
-// shorten gives back what of a claim is more data than one piece, and returns where the piece ends.
-func (m *Mirror) shorten(o *op, at int64) int64 {
+// giveBackFrom gives back the chunks of a claim that lie behind a byte, and returns where the claim ends.
+func (m *Mirror) giveBackFrom(o *op, at int64) (end int64) {
 	m.mu.Lock()
-	end := m.planner.d.Outward(at, m.piece).End * m.planner.d.Granularity()
 	var woken []*op
-	if end < o.end {
-		m.planner.giveBack(o, end)
+	if from := m.planner.d.Outward(o.off, at-o.off).End * m.planner.d.Granularity(); from < o.end {
+		m.planner.giveBack(o, from)
 		woken = m.takeWokenLocked()
 	}
 	end = o.end

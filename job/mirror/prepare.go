@@ -108,10 +108,16 @@ func (m *Mirror) zeroNext(ctx context.Context, at int64) (int64, error) {
 		return n, nil
 	}
 	n = min(n, zeroPiece)
-	m.mu.Lock()
-	m.planner.touch(at, n)
-	m.mu.Unlock()
+	m.touch(at, n)
+	defer m.touch(at, n) // a flush that began meanwhile may not have covered it
 	return n, m.filter.target.WriteZeroes(m.targetCtx, at, n, block.MayUnmap)
+}
+
+// touch notes that a range of the target is being written.
+func (m *Mirror) touch(off, n int64) {
+	m.mu.Lock()
+	m.planner.touch(off, n)
+	m.mu.Unlock()
 }
 
 // lookAndWait is look, and the wait after a failure that is to be tried again.
