@@ -36,12 +36,14 @@ func (h *Handlers) NBDServerStart(ctx context.Context, a *api.NbdServerOptionsLe
 
 // StartNBD starts the NBD server as the command line describes it.
 func (h *Handlers) StartNBD(ctx context.Context, o *api.NbdServerOptions) error {
-	if o.TLSCreds != nil || o.TLSAuthz != nil {
-		return qmp.Errorf("Parameter 'tls-creds' is not supported: TLS is not available")
+	secure, authorize, err := h.serverTLS(o.TLSCreds, o.TLSAuthz)
+	if err != nil {
+		return err
 	}
 	return h.nbd.Start(func() (net.Listener, error) { return listen(ctx, &o.Addr) }, nbdserver.Options{
 		MaxConnections:   int(qmp.Or(o.MaxConnections, defaultMaxConnections)),
-		HandshakeTimeout: time.Duration(qmp.Or(o.HandshakeMaxSeconds, defaultHandshakeSeconds)) * time.Second})
+		HandshakeTimeout: time.Duration(qmp.Or(o.HandshakeMaxSeconds, defaultHandshakeSeconds)) * time.Second,
+		TLS:              secure, Authorize: authorize})
 }
 
 func listen(ctx context.Context, a *api.SocketAddress) (net.Listener, error) {
@@ -128,7 +130,7 @@ func (h *Handlers) checkIothreads(t *api.BlockExportIothreads) error {
 		return qmp.Errorf("NBD export does not support multi-threading")
 	}
 	for _, name := range names {
-		if o, ok := h.objects[name]; !ok || o.group != nil {
+		if h.objects[name].iothread == nil {
 			return qmp.Errorf("iothread \"%s\" not found", name)
 		}
 	}

@@ -42,6 +42,7 @@ type Handlers struct {
 	exports *export.Registry
 	nbd     *nbdserver.Server
 	objects map[string]object
+	doors   doorkeepers
 	opened  map[*block.Node]*openedNode // what nodes were opened with
 }
 
@@ -50,6 +51,7 @@ type object struct {
 	kind     api.ObjectType
 	group    *throttle.Group         // of a throttle-group
 	iothread *api.IothreadProperties // of an iothread, which has no effect here
+	secrets                          // of an object for TLS or authorisation
 }
 
 var _ api.Commands = (*Handlers)(nil)

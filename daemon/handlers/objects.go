@@ -33,6 +33,13 @@ func (h *Handlers) ObjectAdd(_ context.Context, o *api.ObjectOptions) error {
 		}
 		made.group = group
 	}
+	var err error
+	if made.secrets, err = newSecrets(o); err != nil {
+		return err
+	}
+	if rules, ok := made.rules(); ok {
+		h.doors.add(o.ID, rules)
+	}
 	h.objects[o.ID] = made
 	return nil
 }
@@ -70,7 +77,8 @@ func throttleLimits(base throttle.Limits, l *api.ThrottleLimits) throttle.Limits
 	}
 }
 
-// ObjectDel deletes an object that nothing uses.
+// ObjectDel deletes an object. A throttle group must not be in use; what uses TLS credentials keeps its own copy, and a server
+// whose authorisation object is gone lets nobody in.
 func (h *Handlers) ObjectDel(_ context.Context, a *api.ObjectDelArguments) error {
 	o, ok := h.objects[a.ID]
 	if !ok {
@@ -81,6 +89,7 @@ func (h *Handlers) ObjectDel(_ context.Context, a *api.ObjectDelArguments) error
 			return qmp.Errorf("Cannot delete throttle group '%s' with active references: node '%s' uses it", a.ID, n.Name())
 		}
 	}
+	h.doors.remove(a.ID)
 	delete(h.objects, a.ID)
 	return nil
 }

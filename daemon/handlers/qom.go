@@ -32,6 +32,9 @@ func propertiesOf(kind api.ObjectType) []property {
 			get: func(o object) any { return describeLimitsOf(o.group.Limits()) },
 			set: setLimits}}
 	}
+	if kind != api.ObjectTypeIothread {
+		return secretProperties(kind)
+	}
 	return []property{
 		iothreadProperty("poll-max-ns", 32768, func(i *api.IothreadProperties) **int64 { return &i.PollMaxNS }),
 		iothreadProperty("poll-grow", 2, func(i *api.IothreadProperties) **int64 { return &i.PollGrow }),

@@ -2479,6 +2479,240 @@ func (v *IothreadProperties) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *TlsCredsProperties) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *TlsCredsProperties) encodeMembers(e *qmp.Encoder) {
+	if v.VerifyPeer != nil {
+		e.Key("verify-peer")
+		e.Bool(*v.VerifyPeer)
+	}
+	if v.Dir != nil {
+		e.Key("dir")
+		e.String(*v.Dir)
+	}
+	if v.Endpoint != "" {
+		e.Key("endpoint")
+		e.String(string(v.Endpoint))
+	}
+	if v.Priority != nil {
+		e.Key("priority")
+		e.String(*v.Priority)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *TlsCredsProperties) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *TlsCredsProperties) decodeMembers(m *qmp.Members) {
+	if p := m.Optional("verify-peer"); p.Present() {
+		v.VerifyPeer = new(p.Bool())
+	}
+	if p := m.Optional("dir"); p.Present() {
+		v.Dir = new(p.Text())
+	}
+	if p := m.Optional("endpoint"); p.Present() {
+		v.Endpoint = qmp.DecodeEnum[QCryptoTLSCredsEndpoint](p)
+	}
+	if p := m.Optional("priority"); p.Present() {
+		v.Priority = new(p.Text())
+	}
+}
+
+// EncodeQMP writes v.
+func (v *TlsCredsX509Properties) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *TlsCredsX509Properties) encodeMembers(e *qmp.Encoder) {
+	v.TlsCredsProperties.encodeMembers(e)
+	if v.SanityCheck != nil {
+		e.Key("sanity-check")
+		e.Bool(*v.SanityCheck)
+	}
+	if v.Passwordid != nil {
+		e.Key("passwordid")
+		e.String(*v.Passwordid)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *TlsCredsX509Properties) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *TlsCredsX509Properties) decodeMembers(m *qmp.Members) {
+	v.TlsCredsProperties.decodeMembers(m)
+	if p := m.Optional("sanity-check"); p.Present() {
+		v.SanityCheck = new(p.Bool())
+	}
+	if p := m.Optional("passwordid"); p.Present() {
+		v.Passwordid = new(p.Text())
+	}
+}
+
+// EncodeQMP writes v.
+func (v *TlsCredsPskProperties) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *TlsCredsPskProperties) encodeMembers(e *qmp.Encoder) {
+	v.TlsCredsProperties.encodeMembers(e)
+	if v.Username != nil {
+		e.Key("username")
+		e.String(*v.Username)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *TlsCredsPskProperties) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *TlsCredsPskProperties) decodeMembers(m *qmp.Members) {
+	v.TlsCredsProperties.decodeMembers(m)
+	if p := m.Optional("username"); p.Present() {
+		v.Username = new(p.Text())
+	}
+}
+
+// EncodeQMP writes v.
+func (v *TlsCredsAnonProperties) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *TlsCredsAnonProperties) encodeMembers(e *qmp.Encoder) {
+	v.TlsCredsProperties.encodeMembers(e)
+}
+
+// DecodeQMP fills v.
+func (v *TlsCredsAnonProperties) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *TlsCredsAnonProperties) decodeMembers(m *qmp.Members) {
+	v.TlsCredsProperties.decodeMembers(m)
+}
+
+// EncodeQMP writes v.
+func (v *QAuthZListRule) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *QAuthZListRule) encodeMembers(e *qmp.Encoder) {
+	e.Key("match")
+	e.String(v.Match)
+	e.Key("policy")
+	e.String(string(v.Policy))
+	if v.Format != "" {
+		e.Key("format")
+		e.String(string(v.Format))
+	}
+}
+
+// DecodeQMP fills v.
+func (v *QAuthZListRule) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *QAuthZListRule) decodeMembers(m *qmp.Members) {
+	v.Match = m.Required("match").Text()
+	v.Policy = qmp.DecodeEnum[QAuthZListPolicy](m.Required("policy"))
+	if p := m.Optional("format"); p.Present() {
+		v.Format = qmp.DecodeEnum[QAuthZListFormat](p)
+	}
+}
+
+// EncodeQMP writes v.
+func (v *AuthZListProperties) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *AuthZListProperties) encodeMembers(e *qmp.Encoder) {
+	if v.Policy != "" {
+		e.Key("policy")
+		e.String(string(v.Policy))
+	}
+	if v.Rules != nil {
+		e.Key("rules")
+		e.BeginArray()
+		for i := range v.Rules {
+			e.Elem()
+			v.Rules[i].EncodeQMP(e)
+		}
+		e.EndArray()
+	}
+}
+
+// DecodeQMP fills v.
+func (v *AuthZListProperties) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *AuthZListProperties) decodeMembers(m *qmp.Members) {
+	if p := m.Optional("policy"); p.Present() {
+		v.Policy = qmp.DecodeEnum[QAuthZListPolicy](p)
+	}
+	if p := m.Optional("rules"); p.Present() {
+		l := p.List()
+		v.Rules = make([]QAuthZListRule, l.Len())
+		for i := range v.Rules {
+			v.Rules[i].DecodeQMP(l.At(i))
+		}
+	}
+}
+
+// EncodeQMP writes v.
+func (v *AuthZSimpleProperties) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *AuthZSimpleProperties) encodeMembers(e *qmp.Encoder) {
+	e.Key("identity")
+	e.String(v.Identity)
+}
+
+// DecodeQMP fills v.
+func (v *AuthZSimpleProperties) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *AuthZSimpleProperties) decodeMembers(m *qmp.Members) {
+	v.Identity = m.Required("identity").Text()
+}
+
+// EncodeQMP writes v.
 func (v *ObjectOptions) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -2490,11 +2724,26 @@ func (v *ObjectOptions) encodeMembers(e *qmp.Encoder) {
 	e.String(string(v.QOMType))
 	e.Key("id")
 	e.String(v.ID)
+	if v.QOMType == ObjectTypeAuthzList && v.AuthzList != nil {
+		v.AuthzList.encodeMembers(e)
+	}
+	if v.QOMType == ObjectTypeAuthzSimple && v.AuthzSimple != nil {
+		v.AuthzSimple.encodeMembers(e)
+	}
 	if v.QOMType == ObjectTypeIothread && v.Iothread != nil {
 		v.Iothread.encodeMembers(e)
 	}
 	if v.QOMType == ObjectTypeThrottleGroup && v.ThrottleGroup != nil {
 		v.ThrottleGroup.encodeMembers(e)
+	}
+	if v.QOMType == ObjectTypeTLSCredsAnon && v.TLSCredsAnon != nil {
+		v.TLSCredsAnon.encodeMembers(e)
+	}
+	if v.QOMType == ObjectTypeTLSCredsPsk && v.TLSCredsPsk != nil {
+		v.TLSCredsPsk.encodeMembers(e)
+	}
+	if v.QOMType == ObjectTypeTLSCredsX509 && v.TLSCredsX509 != nil {
+		v.TLSCredsX509.encodeMembers(e)
 	}
 }
 
@@ -2509,12 +2758,27 @@ func (v *ObjectOptions) decodeMembers(m *qmp.Members) {
 	v.QOMType = qmp.DecodeEnum[ObjectType](m.Required("qom-type"))
 	v.ID = m.Required("id").Text()
 	switch v.QOMType {
+	case ObjectTypeAuthzList:
+		v.AuthzList = new(AuthZListProperties)
+		v.AuthzList.decodeMembers(m)
+	case ObjectTypeAuthzSimple:
+		v.AuthzSimple = new(AuthZSimpleProperties)
+		v.AuthzSimple.decodeMembers(m)
 	case ObjectTypeIothread:
 		v.Iothread = new(IothreadProperties)
 		v.Iothread.decodeMembers(m)
 	case ObjectTypeThrottleGroup:
 		v.ThrottleGroup = new(ThrottleGroupProperties)
 		v.ThrottleGroup.decodeMembers(m)
+	case ObjectTypeTLSCredsAnon:
+		v.TLSCredsAnon = new(TlsCredsAnonProperties)
+		v.TLSCredsAnon.decodeMembers(m)
+	case ObjectTypeTLSCredsPsk:
+		v.TLSCredsPsk = new(TlsCredsPskProperties)
+		v.TLSCredsPsk.decodeMembers(m)
+	case ObjectTypeTLSCredsX509:
+		v.TLSCredsX509 = new(TlsCredsX509Properties)
+		v.TLSCredsX509.decodeMembers(m)
 	}
 }
 

@@ -684,20 +684,87 @@ func (v PreallocMode) Valid() bool {
 	return false
 }
 
+// QCryptoTLSCredsEndpoint: The side of a connection that credentials are for.
+type QCryptoTLSCredsEndpoint string
+
+// Values of QCryptoTLSCredsEndpoint.
+const (
+	QCryptoTLSCredsEndpointClient QCryptoTLSCredsEndpoint = "client" // who connects
+	QCryptoTLSCredsEndpointServer QCryptoTLSCredsEndpoint = "server" // who is connected to
+)
+
+// Valid tells whether v is one of the values.
+func (v QCryptoTLSCredsEndpoint) Valid() bool {
+	switch v {
+	case QCryptoTLSCredsEndpointClient,
+		QCryptoTLSCredsEndpointServer:
+		return true
+	}
+	return false
+}
+
+// QAuthZListPolicy: What becomes of whoever a rule matches.
+type QAuthZListPolicy string
+
+// Values of QAuthZListPolicy.
+const (
+	QAuthZListPolicyDeny  QAuthZListPolicy = "deny"  // kept out
+	QAuthZListPolicyAllow QAuthZListPolicy = "allow" // let in
+)
+
+// Valid tells whether v is one of the values.
+func (v QAuthZListPolicy) Valid() bool {
+	switch v {
+	case QAuthZListPolicyDeny,
+		QAuthZListPolicyAllow:
+		return true
+	}
+	return false
+}
+
+// QAuthZListFormat: How a rule matches.
+type QAuthZListFormat string
+
+// Values of QAuthZListFormat.
+const (
+	QAuthZListFormatExact QAuthZListFormat = "exact" // the whole text
+	QAuthZListFormatGlob  QAuthZListFormat = "glob"  // `*` stands for any text, `?` for any one character
+)
+
+// Valid tells whether v is one of the values.
+func (v QAuthZListFormat) Valid() bool {
+	switch v {
+	case QAuthZListFormatExact,
+		QAuthZListFormatGlob:
+		return true
+	}
+	return false
+}
+
 // ObjectType: Kinds of objects.
 type ObjectType string
 
 // Values of ObjectType.
 const (
+	ObjectTypeAuthzList     ObjectType = "authz-list"     // rules about who may come in
+	ObjectTypeAuthzSimple   ObjectType = "authz-simple"   // one identity that may come in
 	ObjectTypeIothread      ObjectType = "iothread"       // a thread for requests
 	ObjectTypeThrottleGroup ObjectType = "throttle-group" // limits that throttle nodes share
+	ObjectTypeTLSCredsAnon  ObjectType = "tls-creds-anon" // encryption without proof; not available
+	ObjectTypeTLSCredsPsk   ObjectType = "tls-creds-psk"  // keys that both sides know; not available
+	ObjectTypeTLSCredsX509  ObjectType = "tls-creds-x509" // certificates and keys
 )
 
 // Valid tells whether v is one of the values.
 func (v ObjectType) Valid() bool {
 	switch v {
-	case ObjectTypeIothread,
-		ObjectTypeThrottleGroup:
+	case ObjectTypeAuthzList,
+		ObjectTypeAuthzSimple,
+		ObjectTypeIothread,
+		ObjectTypeThrottleGroup,
+		ObjectTypeTLSCredsAnon,
+		ObjectTypeTLSCredsPsk,
+		ObjectTypeTLSCredsX509:
 		return true
 	}
 	return false

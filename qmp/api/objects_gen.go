@@ -1007,6 +1007,107 @@ func (v IothreadProperties) MarshalJSON() ([]byte, error) { return qmp.Encode(&v
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *IothreadProperties) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// TlsCredsProperties: Properties of all TLS credentials.
+type TlsCredsProperties struct {
+	// the other side must have a valid certificate (default: true)
+	VerifyPeer *bool
+	// directory with the files
+	Dir *string
+	// the side that they are for (default: client)
+	Endpoint QCryptoTLSCredsEndpoint
+	// ciphers and versions in words of GnuTLS; only `NORMAL`, as TLS 1.2 or newer with safe ciphers is used anyhow
+	Priority *string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v TlsCredsProperties) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *TlsCredsProperties) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// TlsCredsX509Properties: Certificates and keys: `ca-cert.pem` and optionally `ca-crl.pem`, with
+// `server-cert.pem` and `server-key.pem` or `client-cert.pem` and
+// `client-key.pem`.
+type TlsCredsX509Properties struct {
+	TlsCredsProperties
+	// refuse at once what no peer would accept (default: true)
+	SanityCheck *bool
+	// secret with the password of the key; not available
+	Passwordid *string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v TlsCredsX509Properties) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *TlsCredsX509Properties) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// TlsCredsPskProperties: Keys that both sides know; not available.
+type TlsCredsPskProperties struct {
+	TlsCredsProperties
+	// name of the client's key
+	Username *string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v TlsCredsPskProperties) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *TlsCredsPskProperties) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// TlsCredsAnonProperties: Encryption without proof of who is at the other end; not available.
+type TlsCredsAnonProperties struct {
+	TlsCredsProperties
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v TlsCredsAnonProperties) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *TlsCredsAnonProperties) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// QAuthZListRule: A rule of a list.
+type QAuthZListRule struct {
+	// an identity, such as the distinguished name of a certificate
+	Match string
+	// what becomes of whoever has it
+	Policy QAuthZListPolicy
+	// how @match is meant (default: exact)
+	Format QAuthZListFormat
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v QAuthZListRule) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *QAuthZListRule) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// AuthZListProperties: Rules about who may come in.  The first one that matches counts.
+type AuthZListProperties struct {
+	// for whoever no rule matches (default: deny)
+	Policy QAuthZListPolicy
+	// the rules
+	Rules []QAuthZListRule
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v AuthZListProperties) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *AuthZListProperties) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// AuthZSimpleProperties: One identity that may come in.
+type AuthZSimpleProperties struct {
+	// such as the distinguished name of a certificate
+	Identity string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v AuthZSimpleProperties) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *AuthZSimpleProperties) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // ObjectOptions: An object.
 type ObjectOptions struct {
 	// kind of object
@@ -1015,8 +1116,13 @@ type ObjectOptions struct {
 	ID string
 
 	// One of these, selected by QOMType; none for other values.
+	AuthzList     *AuthZListProperties
+	AuthzSimple   *AuthZSimpleProperties
 	Iothread      *IothreadProperties
 	ThrottleGroup *ThrottleGroupProperties
+	TLSCredsAnon  *TlsCredsAnonProperties
+	TLSCredsPsk   *TlsCredsPskProperties
+	TLSCredsX509  *TlsCredsX509Properties
 }
 
 // MarshalJSON returns what goes over the wire.
