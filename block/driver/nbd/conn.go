@@ -207,6 +207,7 @@ func (c *conn) read() {
 	defer close(c.gone)
 	err := c.readReplies()
 	c.session.lose(err)
+	c.kill() // whoever loses the session may not have come to this connection yet
 	<-c.quiet
 	c.in.release()
 	c.out.release()

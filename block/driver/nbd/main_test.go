@@ -51,11 +51,12 @@ func wantErr(t testing.TB, err error, kind block.Kind, words string) {
 
 // house is our own server with one export "d" of a disk in memory.
 type house struct {
-	t      testing.TB
-	disk   *blocktest.Mem
-	node   *block.Node
-	server *nbdserver.Server
-	path   string // of the socket
+	t       testing.TB
+	disk    *blocktest.Mem
+	node    *block.Node
+	server  *nbdserver.Server
+	exports *exports.Registry
+	path    string // of the socket
 }
 
 func newHouse(t testing.TB, o blocktest.MemOptions) *house {
@@ -74,7 +75,8 @@ func newHouseOf(t testing.TB, disk *blocktest.Mem) *house {
 	graph := block.NewGraph()
 	h := &house{t: t, disk: disk, path: filepath.Join(t.TempDir(), "nbd")}
 	h.node = blocktest.NewNode(t, graph, "d", disk, block.Options{Discard: true})
-	h.server = nbdserver.New(graph, exports.NewRegistry(func(string) {}), nbdserver.Events{})
+	h.exports = exports.NewRegistry(func(string) {})
+	h.server = nbdserver.New(graph, h.exports, nbdserver.Events{})
 	h.start(nbdserver.Config{Writable: true})
 	t.Cleanup(func() {
 		if h.server.Running() {
