@@ -69,7 +69,7 @@ func (c *cli) root(socket string) *cobra.Command {
 	flags.DurationVar(&c.timeout, "timeout", 0, "give up after this `TIME`, such as 30s or 5m; a job goes on")
 	flags.Lookup("socket").DefValue = "" // not the variable's value
 	root.AddCommand(c.nodesCommand(), c.exportsCommand(), c.jobsCommand(), c.mirrorCommand(), c.watchCommand(),
-		c.eventsCommand(), c.qmpCommand())
+		c.eventsCommand(), c.qmpCommand(), c.tlsCommand())
 	root.AddCommand(c.jobCommands()...)
 	return root
 }

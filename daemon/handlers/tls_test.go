@@ -148,6 +148,18 @@ func TestTLSServer(t *testing.T) {
 		t.Errorf("a client with TLS sees %v\n%s", err, out)
 	}
 	<-g.ended
+	if _, err := exec.LookPath("qemu-img"); err == nil {
+		ctx, cancel := context.WithTimeout(g.Context(), 10*time.Second)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, "qemu-img", "info", "--object", "tls-creds-x509,id=t,endpoint=client,dir="+g.pki, "--image-opts",
+			"driver=nbd,export=d,tls-creds=t,server.type=unix,server.path="+g.socket+",tls-hostname=localhost").CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "1 MiB") {
+			t.Errorf("qemu-img says %v\n%s", err, out)
+		}
+		<-g.ended
+	} else {
+		t.Log("qemu-img is not installed: not tried")
+	}
 	denied := func(want string) {
 		t.Helper()
 		if out, err := g.nbdinfo("nbds+unix"); err == nil {
