@@ -206,7 +206,9 @@ func (c *conn) write() {
 func (c *conn) read() {
 	defer close(c.gone)
 	err := c.readReplies()
-	c.session.lose(err)
+	if !c.session.parting.Load() {
+		c.session.lose(err)
+	}
 	c.kill() // whoever loses the session may not have come to this connection yet
 	<-c.quiet
 	c.in.release()

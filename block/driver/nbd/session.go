@@ -26,6 +26,8 @@ type session struct {
 	conns  []*conn
 	turn   atomic.Uint32 // spreads requests over the connections
 
+	parting atomic.Bool // the server is to end the connections, each in its time
+
 	mu struct {
 		sync.Mutex
 		lost error // why the session ended
@@ -141,6 +143,7 @@ func (s *session) drop() {
 // leave ends the session in good order, as far as the server takes part. No request is under way, but for those whose
 // callers gave them up.
 func (s *session) leave() {
+	s.parting.Store(true)
 	var wg sync.WaitGroup
 	for _, c := range s.conns {
 		wg.Go(func() {
