@@ -52,6 +52,7 @@ func wantErr(t testing.TB, err error, kind block.Kind, words string) {
 // house is our own server with one export "d" of a disk in memory.
 type house struct {
 	t       testing.TB
+	graph   *block.Graph
 	disk    *blocktest.Mem
 	node    *block.Node
 	server  *nbdserver.Server
@@ -73,7 +74,7 @@ func newFullHouse(t testing.TB) *house {
 func newHouseOf(t testing.TB, disk *blocktest.Mem) *house {
 	t.Helper()
 	graph := block.NewGraph()
-	h := &house{t: t, disk: disk, path: filepath.Join(t.TempDir(), "nbd")}
+	h := &house{t: t, graph: graph, disk: disk, path: filepath.Join(t.TempDir(), "nbd")}
 	h.node = blocktest.NewNode(t, graph, "d", disk, block.Options{Discard: true})
 	h.exports = exports.NewRegistry(func(string) {})
 	h.server = nbdserver.New(graph, h.exports, nbdserver.Events{})
