@@ -153,9 +153,12 @@ func (e *Export) Stop(ctx context.Context, hard bool) error {
 	}
 	if err := e.server.graph.Change(ctx, func(tx *block.Tx) error {
 		tx.Detach(e.backend)
-		for _, b := range e.config.Bitmaps {
-			_ = b.SetBusy(false) // to give back never fails
-		}
+		tx.OnCommit(func() error {
+			for _, b := range e.config.Bitmaps {
+				_ = b.SetBusy(false) // to give back never fails
+			}
+			return nil
+		})
 		return nil
 	}); err != nil {
 		return err
