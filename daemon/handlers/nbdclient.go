@@ -5,7 +5,6 @@ package handlers
 import (
 	"context"
 	"net"
-	"reflect"
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
@@ -75,16 +74,23 @@ func tcpNetwork(a *api.InetSocketAddress) string {
 
 // sameNBD refuses changes of the options of an nbd node, which keeps its connection when it is reopened.
 func sameNBD(n *block.Node, was, becomes *openedNode) error {
-	old, o := was.options.NBD, becomes.options.NBD
+	old, err := nbdOptions(was.options.NBD, &becomes.resolved)
+	if err != nil {
+		return err
+	}
+	o, err := nbdOptions(becomes.options.NBD, &becomes.resolved)
+	if err != nil {
+		return err
+	}
 	disk, _ := n.Driver().(*nbd.Disk)
 	switch {
-	case !reflect.DeepEqual(old.Server, o.Server):
+	case old.Server != o.Server:
 		return qmp.Errorf("Cannot change the option 'server'")
-	case qmp.Or(old.Export, "") != qmp.Or(o.Export, ""):
+	case old.Export != o.Export:
 		return qmp.Errorf("Cannot change the option 'export'")
-	case !reflect.DeepEqual(old, o):
+	case old != o:
 		return qmp.Errorf("Cannot change the options of the connection to an NBD server")
-	case !becomes.resolved.ReadOnly && !becomes.resolved.autoReadOnly && disk != nil && disk.ReadOnly():
+	case !o.ReadOnly && !o.AutoReadOnly && disk != nil && disk.ReadOnly():
 		return qmp.Errorf("Node '%s' cannot be reopened for writing: the export is read-only", n.Name())
 	}
 	return nil

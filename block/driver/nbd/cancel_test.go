@@ -112,6 +112,7 @@ func TestCancelWhileThereIsNoSession(t *testing.T) {
 	p, o := h.throughProxy(Options{ReconnectDelay: time.Hour})
 	d := open(t, o)
 	p.down()
+	noticed(t, d)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	done := start(func() error { return d.WriteAt(ctx, make([]byte, 4*kib), 0, 0) })
 	cancel(errGivenUp)

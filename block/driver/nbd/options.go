@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
@@ -45,23 +46,17 @@ func (a Address) String() string { return a.Address }
 
 // FileName tells an export as a URI.
 func (a Address) FileName(export string, encrypted bool) string {
-	u := url.URL{Scheme: "nbd", Path: "/" + export}
+	scheme, path := "nbd", "/"+(&url.URL{Path: export}).EscapedPath()
 	if encrypted {
-		u.Scheme = "nbds"
+		scheme += "s"
 	}
 	switch a.Network {
 	case "unix":
-		u.Scheme += "+unix"
-		u.OmitHost = false
-		u.RawQuery = "socket=" + (&url.URL{Path: a.Address}).EscapedPath()
-		return u.Scheme + "://" + u.EscapedPath() + "?" + u.RawQuery
+		return scheme + "+unix://" + path + "?socket=" + strings.ReplaceAll(url.QueryEscape(a.Address), "%2F", "/")
 	case "fd":
-		u.Scheme += "+fd"
-		u.Host = a.Address
-	default:
-		u.Host = a.Address
+		return scheme + "+fd://" + a.Address + path
 	}
-	return u.String()
+	return scheme + "://" + a.Address + path
 }
 
 func (o *Options) check() error {

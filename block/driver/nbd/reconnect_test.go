@@ -5,6 +5,7 @@ package nbd
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -57,6 +58,14 @@ func start(f func() error) <-chan error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
 	return done
+}
+
+// noticed waits until the disk knows that its connection is lost.
+func noticed(t testing.TB, d *Disk) {
+	t.Helper()
+	for ctx := bounded(t); d.session.Load() != nil; runtime.Gosched() {
+		must(t, ctx.Err())
+	}
 }
 
 func TestLossWithoutDelay(t *testing.T) {
@@ -152,6 +161,19 @@ func TestDelayEnds(t *testing.T) {
 	must(t, d.Flush(bounded(t)))
 }
 
+func TestRequestsThatDoNotWait(t *testing.T) {
+	h := newFullHouse(t)
+	p, o := h.throughProxy(Options{ReconnectDelay: time.Hour})
+	d := open(t, o)
+	p.down()
+	noticed(t, d)
+	for _, c := range eachKind {
+		if err := c.do(block.WithoutWaiting(bounded(t)), d); !errors.Is(err, block.ErrDisconnected) || block.IsSuspect(err) {
+			t.Errorf("%s: %v", c.op, err)
+		}
+	}
+}
+
 // TestSessionsThatDoNotLast has a server that ends every connection at once.
 func TestSessionsThatDoNotLast(t *testing.T) {
 	h := newFullHouse(t)
@@ -219,6 +241,7 @@ func TestToldBeforeUse(t *testing.T) {
 	telling, told := make(chan struct{}), make(chan struct{})
 	defer d.OnReconnect(func(bool) { telling <- struct{}{}; <-told })()
 	p.down()
+	noticed(t, d)
 	done := start(func() error { return d.WriteAt(bounded(t), make([]byte, 512), 0, 0) })
 	p.up()
 	wait(t, telling, "the new session")
