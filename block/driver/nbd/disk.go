@@ -111,13 +111,13 @@ func (d *Disk) accept(e *export) error {
 func limitsOf(e *export) block.Limits {
 	s := e.sizes
 	if s.Minimum == 0 { // the server did not say, and the protocol has values for that
-		s = wire.BlockSizes{Minimum: sector, Preferred: 4096, Maximum: wire.MaxPayload}
+		s.Minimum, s.Maximum = sector, wire.MaxPayload
 		if e.size%sector != 0 {
 			s.Minimum = 1
 		}
 	}
-	return block.Limits{RequestAlign: int64(s.Minimum), MaxTransfer: int64(min(s.Maximum, wire.MaxPayload) &^ (s.Minimum - 1)),
-		Granularity: int64(s.Preferred)}
+	// What the server prefers is no unit of change: most say 4 KiB and mean the page of their cache.
+	return block.Limits{RequestAlign: int64(s.Minimum), MaxTransfer: int64(min(s.Maximum, wire.MaxPayload) &^ (s.Minimum - 1))}
 }
 
 // Size is the length of the export, rounded up to whole sectors.

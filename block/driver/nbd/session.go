@@ -164,9 +164,8 @@ func (s *session) leave() {
 	s.wait()
 }
 
-// carryOut sends a request and waits for its outcome: of a flush on all connections, of others on one. gone says that r is
-// not the caller's any more, under that the server may have got it, lost that the session ended first.
-func (s *session) carryOut(ctx context.Context, r *request) (result outcome) {
+// carryOut sends a request and waits for its outcome: of a flush on all connections, of others on one.
+func (s *session) carryOut(ctx context.Context, r *request) outcome {
 	c := s.conns[0]
 	if len(s.conns) > 1 {
 		if r.command == wire.CmdFlush {
