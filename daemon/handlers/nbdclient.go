@@ -4,6 +4,7 @@ package handlers
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"time"
 
@@ -20,10 +21,8 @@ func nbdOptions(o *api.BlockdevOptionsNbd, n *nodeOptions) (nbd.Options, error) 
 		return nbd.Options{}, err
 	}
 	switch {
-	case o.TLSCreds != nil:
-		return nbd.Options{}, qmp.Errorf("Parameter 'tls-creds' is not supported yet: NBD nodes cannot use TLS")
-	case o.TLSHostname != nil:
-		return nbd.Options{}, qmp.Errorf("Parameter 'tls-hostname' needs 'tls-creds', which is not supported yet")
+	case o.TLSHostname != nil && o.TLSCreds == nil:
+		return nbd.Options{}, qmp.Errorf("Parameter 'tls-hostname' needs 'tls-creds'")
 	case qmp.Or(o.Connections, 1) < 1 || qmp.Or(o.Connections, 1) > nbd.MaxConnections:
 		return nbd.Options{}, qmp.Errorf("Parameter 'connections' expects a number from 1 to %d", nbd.MaxConnections)
 	}
@@ -31,6 +30,19 @@ func nbdOptions(o *api.BlockdevOptionsNbd, n *nodeOptions) (nbd.Options, error) 
 		ReconnectDelay: time.Duration(qmp.Or(o.ReconnectDelay, 0)) * time.Second,
 		OpenTimeout:    time.Duration(qmp.Or(o.OpenTimeout, 0)) * time.Second,
 		Connections:    int(qmp.Or(o.Connections, 1)), Context: qmp.Or(o.XDirtyBitmap, "")}, nil
+}
+
+// nbdTLS is how the node encrypts its connections, nil if it does not. The server's certificate is for tls-hostname, or else for
+// the host that the node connects to.
+func (h *Handlers) nbdTLS(o *api.BlockdevOptionsNbd) (*tls.Config, error) {
+	if o.TLSCreds == nil {
+		return nil, nil
+	}
+	host := qmp.Or(o.TLSHostname, "")
+	if host == "" && o.Server.Inet != nil {
+		host = o.Server.Inet.Host
+	}
+	return h.clientTLS(*o.TLSCreds, host)
 }
 
 // openNBD connects. Who waits for it is held up for a bounded time: that of one attempt, or what open-timeout says.
@@ -88,7 +100,8 @@ func sameNBD(n *block.Node, was, becomes *openedNode) error {
 		return qmp.Errorf("Cannot change the option 'server'")
 	case old.Export != o.Export:
 		return qmp.Errorf("Cannot change the option 'export'")
-	case old != o:
+	case old != o, qmp.Or(was.options.NBD.TLSCreds, "") != qmp.Or(becomes.options.NBD.TLSCreds, ""),
+		qmp.Or(was.options.NBD.TLSHostname, "") != qmp.Or(becomes.options.NBD.TLSHostname, ""):
 		return qmp.Errorf("Cannot change the options of the connection to an NBD server")
 	case !o.ReadOnly && !o.AutoReadOnly && disk != nil && disk.ReadOnly():
 		return qmp.Errorf("Node '%s' cannot be reopened for writing: the export is read-only", n.Name())

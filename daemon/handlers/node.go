@@ -101,6 +101,9 @@ func (h *Handlers) driver(o *api.BlockdevOptions, n *nodeOptions) (func(edges []
 		return func(edges) (block.Driver, error) { return openNull(o.NullAIO) }, nil
 	case o.NBD != nil:
 		options, err := nbdOptions(o.NBD, n)
+		if err == nil {
+			options.TLS, err = h.nbdTLS(o.NBD)
+		}
 		if err != nil {
 			return nil, err
 		}
