@@ -22,7 +22,7 @@ func TestNoWayAroundFilter(t *testing.T) {
 			d.refused("block-export-add", args{"type": "nbd", "id": "child", "node-name": "src-file", "writable": true},
 				"src-file", "export 'child'", "node 'src'")
 			d.refused("block-export-add", args{"type": "nbd", "id": "copy", "node-name": "dst", "writable": true},
-				"dst", "export 'copy'", "node 'mirror-m'")
+				"dst", "export 'copy'", "block job 'm'")
 			// Another node on the same path: it may be opened, and only its lock tells the two apart.
 			d.do("blockdev-add", args{"driver": "file", "node-name": "again", "filename": source})
 			d.refused("block-export-add", args{"type": "nbd", "id": "twin", "node-name": "again", "writable": true}, source)
