@@ -23,8 +23,9 @@ speaks QMP: it mirrors disks while they are in use, and shows how far that is.
 
 Sizes may be given as 65536, 64K, 64KiB or 1.5G; units are powers of 1024.
 
-A daemon talks to one client of a socket at a time: a command waits for its
-turn while another one, such as watch or events, is connected.
+A blkmirrord serves any number of clients of one socket. A qemu-storage-daemon
+talks to one at a time: a command waits while another one, such as watch or
+events, is connected.
 
 ` + exitHelp
 
