@@ -139,16 +139,22 @@ func (f *follower) wait(ctx context.Context, tick <-chan time.Time) error {
 func (f *follower) look(ctx context.Context) error {
 	var jobs []api.JobInfo
 	err := f.monitor.Execute(ctx, "query-jobs", nil, &jobs)
-	f.drain() // even if that failed: the events may tell the end
+	moved := f.drain() // even if that failed: the events may tell the end
 	listed := false
 	for _, info := range jobs {
 		if info.ID == f.job.ID {
 			f.job, listed = info, true
-			f.enter(info.Status)
+			if moved {
+				f.job.Status = f.last // the list may be older than the events
+			} else {
+				f.enter(info.Status)
+			}
 		}
 	}
 	f.listed = listed
 	switch {
+	case moved && listed && f.over() && !f.completed && !f.cancelled:
+		return f.look(ctx) // only a list made after the end tells how it was
 	case f.over() && f.endKnown():
 	case err != nil:
 		return err

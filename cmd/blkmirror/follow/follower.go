@@ -39,17 +39,17 @@ type news struct {
 	at      time.Time
 }
 
-// drain takes all events that are there.
-func (f *follower) drain() {
+// drain takes all events that are there, and tells whether the job has moved.
+func (f *follower) drain() (moved bool) {
 	for {
 		select {
 		case e, ok := <-f.monitor.Events():
 			if !ok {
-				return
+				return moved
 			}
-			f.take(e)
+			moved = f.take(e) || moved
 		default:
-			return
+			return moved
 		}
 	}
 }
