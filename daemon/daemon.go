@@ -216,6 +216,7 @@ func (d *Daemon) stop() error {
 	if err := d.server.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		errs = append(errs, err)
 	}
+	d.serving.Wait()
 	select {
 	case <-d.quit:
 	default: // a failed start, or a signal, which has closed everything already

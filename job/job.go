@@ -18,8 +18,8 @@ type Body interface {
 	// work is done, and returns nil only after that. ctx ends when the job is cancelled by force.
 	Run(ctx context.Context, j *Job) error
 	// Clean gives up everything that Run and the start of the job took; err is what Run returned. The job is aborting
-	// then, if err is not nil.
-	Clean(err error)
+	// then, if err is not nil. What could not be given up becomes part of why the job failed.
+	Clean(err error) error
 }
 
 // Config describes a new job.
@@ -155,7 +155,11 @@ func (j *Job) run() {
 		j.moveLocked(Aborting)
 	}
 	j.mu.Unlock()
-	j.config.Body.Clean(err)
+	if unclean := j.config.Body.Clean(err); unclean != nil {
+		j.mu.Lock()
+		j.mu.err = errors.Join(j.mu.err, unclean)
+		j.mu.Unlock()
+	}
 	j.cancel(nil)
 	j.conclude()
 }

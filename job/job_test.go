@@ -445,3 +445,13 @@ func TestTransitions(t *testing.T) {
 	j := &Job{registry: NewRegistry(&recorder{})}
 	j.moveLocked(Concluded)
 }
+
+// What a job cannot give up is told, whatever else went wrong.
+func TestFailureToCleanUpIsTold(t *testing.T) {
+	b := &body{err: errors.New("the disk broke"), unclean: errors.New("the filter stays")}
+	j, _, _ := start(t, b, Config{ID: "j", Type: "mirror", BlockJob: true})
+	<-j.Done()
+	if text := j.Info().Error; !strings.Contains(text, "the disk broke") || !strings.Contains(text, "the filter stays") {
+		t.Errorf("the job's error is %q", text)
+	}
+}

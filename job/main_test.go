@@ -51,6 +51,7 @@ type body struct {
 	soft    bool
 	cleaned int
 	failed  error
+	unclean error // of Clean
 }
 
 func (b *body) Run(ctx context.Context, j *Job) error {
@@ -90,7 +91,10 @@ func (b *body) Run(ctx context.Context, j *Job) error {
 	}
 }
 
-func (b *body) Clean(err error) { b.cleaned, b.failed = b.cleaned+1, err }
+func (b *body) Clean(err error) error {
+	b.cleaned, b.failed = b.cleaned+1, err
+	return b.unclean
+}
 
 func start(t testing.TB, b *body, c Config) (*Job, *Registry, *recorder) {
 	t.Helper()

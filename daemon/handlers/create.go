@@ -55,4 +55,4 @@ func (c creation) Run(ctx context.Context, j *job.Job) error {
 	return j.Commit()
 }
 
-func (c creation) Clean(error) {}
+func (c creation) Clean(error) error { return nil }

@@ -41,18 +41,18 @@ func (m *Mirror) Run(ctx context.Context, _ *job.Job) error {
 }
 
 // Clean takes the filter out of the graph if completion did not.
-func (m *Mirror) Clean(error) {
+func (m *Mirror) Clean(error) error {
 	m.mu.Lock()
 	m.planner.stopped = true
 	m.mu.Unlock()
 	m.giveUp()
 	m.forget()
-	if !m.gone {
-		// Only a conflict of permissions could make this fail, and giving permissions up makes none.
-		if err := m.remove(context.Background()); err != nil {
-			panic("mirror: the filter cannot be removed: " + err.Error())
-		}
+	if m.gone {
+		return nil
 	}
+	// Giving permissions up makes no conflict, so this should not fail. If it does, the filter stays and passes requests on to the
+	// source: the job's guests, and all others, go on.
+	return m.remove(context.Background())
 }
 
 // loop is the state of the job's goroutine.
