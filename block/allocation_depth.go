@@ -8,9 +8,7 @@ import "context"
 // byte and at most length: 1 the node's own disk, filters above it not counted, 2 its backing node, and so on; 0 none.
 func (n *Node) AllocationDepth(ctx context.Context, off, length int64) (extent int64, depth int, err error) {
 	for depth, extent = 1, length; ; depth++ {
-		for n.filter && len(n.children) > 0 {
-			n = n.children[0].Node()
-		}
+		n = n.Unfiltered()
 		if off >= n.Size() { // a backing node may be shorter
 			return extent, 0, nil
 		}
@@ -22,7 +20,7 @@ func (n *Node) AllocationDepth(ctx context.Context, off, length int64) (extent i
 		if status.Status&StatusAllocated != 0 {
 			return extent, depth, nil
 		}
-		below := n.child("backing")
+		below := n.child(childBacking)
 		if below == nil {
 			return extent, 0, nil
 		}
@@ -32,7 +30,7 @@ func (n *Node) AllocationDepth(ctx context.Context, off, length int64) (extent i
 
 // child is the node below by its role, nil if there is none.
 func (n *Node) child(name string) *Node {
-	for _, e := range n.children {
+	for _, e := range n.edges() {
 		if e.name == name && !e.hidden {
 			return e.Node()
 		}

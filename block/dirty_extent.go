@@ -28,8 +28,8 @@ func (n *Node) FindBitmapBelow(name string) (*DirtyBitmap, error) {
 		if b, err := at.FindBitmap(name); err == nil {
 			return b, nil
 		}
-		if at.filter && len(at.children) > 0 {
-			at = at.children[0].Node()
+		if at.filter && len(at.edges()) > 0 {
+			at = at.edges()[0].Node()
 		} else {
 			at = at.child("backing")
 		}

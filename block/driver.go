@@ -96,6 +96,19 @@ type ChildPermitter interface {
 	ChildPermissions(child string, need, share Perm) (childNeed, childShare Perm)
 }
 
+// BackingSetter is a driver that can get a backing node while it is open, and do without. b leads to it; nil when there is
+// none. The node that it leads to, and its length, may change later without another call. No request is under way.
+type BackingSetter interface {
+	SetBacking(b *Edge)
+}
+
+// BackingChanger is a driver whose image names its backing file, and that can write another name there: that of the image
+// file, or "" for none, and its format, which may be "" for unknown. What the driver reads from is not changed by that. No
+// request of the node's users is under way.
+type BackingChanger interface {
+	ChangeBackingFile(ctx context.Context, name, format string) error
+}
+
 // PermissionHolder carries permissions to the world outside the graph, such as to locks on an image file. need is what
 // the users of the node need together, share what all of them leave to others. A failure leaves the old state in place;
 // giving up needs or sharing more cannot fail for long.

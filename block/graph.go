@@ -64,7 +64,7 @@ func topLocked(n *Node) *Node {
 	for {
 		above := n
 		for _, e := range n.parents {
-			if e.parent != nil && e.parent.filter && e.parent.children[0] == e {
+			if e.parent != nil && e.parent.filter && e.parent.edges()[0] == e {
 				above = e.parent
 			}
 		}
@@ -78,7 +78,7 @@ func topLocked(n *Node) *Node {
 // Shown is the node that an operator sees a user of n on: below filters that nobody named.
 func (g *Graph) Shown(n *Node) *Node {
 	for n.filter && n.implicit {
-		n = n.children[0].Node()
+		n = n.edges()[0].Node()
 	}
 	return n
 }

@@ -40,8 +40,8 @@ type Node struct {
 	monitor    bool   // added by the operator, who alone removes it
 	state      atomic.Pointer[opened]
 	size       atomic.Int64
-	children   []*Edge
-	rmw        rangelock.Lock // orders writes on nodes with a request alignment
+	children   atomic.Pointer[[]*Edge] // changed inside Graph.Change only
+	rmw        rangelock.Lock          // orders writes on nodes with a request alignment
 
 	stats     Stats
 	bitmaps   atomic.Pointer[[]*DirtyBitmap] // nil if there is none; changed inside Graph.Change only
@@ -141,8 +141,8 @@ func (n *Node) FileName() string {
 	if f, ok := n.now().driver.(FileNamer); ok {
 		return f.FileName()
 	}
-	if len(n.children) > 0 {
-		return n.children[0].Node().FileName()
+	if len(n.edges()) > 0 {
+		return n.edges()[0].Node().FileName()
 	}
 	return ""
 }
@@ -155,7 +155,7 @@ func (n *Node) AllocatedBytes() (int64, bool) {
 	}
 	var sum int64
 	known := false
-	for _, e := range n.children {
+	for _, e := range n.edges() {
 		if !e.hidden {
 			if bytes, ok := e.Node().AllocatedBytes(); ok {
 				sum, known = sum+bytes, true
@@ -168,7 +168,7 @@ func (n *Node) AllocatedBytes() (int64, bool) {
 // Children are the edges to the nodes below, without those that are nobody else's business.
 func (n *Node) Children() []*Edge {
 	var shown []*Edge
-	for _, e := range n.children {
+	for _, e := range n.edges() {
 		if !e.hidden {
 			shown = append(shown, e)
 		}

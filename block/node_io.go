@@ -177,7 +177,7 @@ func (n *Node) ForgiveLoss() {
 	if f, ok := n.now().driver.(LossForgiver); ok {
 		f.ForgiveLoss()
 	}
-	for _, e := range n.children {
+	for _, e := range n.edges() {
 		e.Node().ForgiveLoss()
 	}
 }

@@ -17,7 +17,7 @@ func (tx *Tx) applyPermissions() error {
 		if o.options.ReadOnly && need&(PermWrite|PermResize) != 0 && !n.filter {
 			return &Error{Kind: KindReadOnly, Op: OpGraph, Node: n.name, Err: errReadOnly}
 		}
-		for _, e := range n.children {
+		for _, e := range n.edges() {
 			childNeed, childShare := need, share
 			if o.permit != nil {
 				childNeed, childShare = o.permit.ChildPermissions(e.name, need, share)
@@ -115,7 +115,7 @@ func (tx *Tx) topDown(from []*Node) []*Node {
 			return
 		}
 		seen[n] = true
-		for _, e := range n.children {
+		for _, e := range n.edges() {
 			visit(e.Node())
 		}
 		order = append(order, n)

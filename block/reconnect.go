@@ -31,7 +31,7 @@ func (n *Node) OnReconnect(f func(unflushed bool)) (cancel func()) {
 	if r, ok := n.Driver().(Reconnector); ok {
 		cancels = append(cancels, r.OnReconnect(f))
 	}
-	for _, e := range n.children {
+	for _, e := range n.edges() {
 		cancels = append(cancels, e.Node().OnReconnect(f))
 	}
 	return func() {

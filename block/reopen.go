@@ -62,7 +62,7 @@ func (tx *Tx) repointAll(list []Reopen) error {
 	var left []*Node
 	for _, r := range list {
 		for i, to := range r.Children {
-			e := r.Node.children[i]
+			e := r.Node.edges()[i]
 			from := e.Node()
 			if from == to {
 				continue
@@ -93,7 +93,7 @@ func (tx *Tx) mayReopen(r *Reopen) error {
 	}
 	other := r.Content
 	for i, to := range r.Children {
-		other = other || n.children[i].Node() != to
+		other = other || n.edges()[i].Node() != to
 	}
 	if !other {
 		return nil
@@ -118,8 +118,8 @@ func (g *Graph) busyAbove(n *Node) error {
 
 // repoint makes e, a child of a node that is drained, lead to another node.
 func (tx *Tx) repoint(e *Edge, to *Node) error {
-	if tx.g.reaches(to, e.parent) {
-		return graphError(KindInvalid, "Making '%s' a '%s' child of '%s' would create a cycle", to.name, e.name, e.parent.name)
+	if e.parent.Below(to) {
+		return cycle(e.parent, e.name, to)
 	}
 	from := e.Node()
 	tx.unlink(e)
@@ -145,12 +145,12 @@ func (tx *Tx) exchange(ctx context.Context, r *Reopen) error {
 		set(&kept)
 		return nil
 	}
-	if len(n.children) == 0 && !old.options.ReadOnly {
+	if len(n.edges()) == 0 && !old.options.ReadOnly {
 		if err := old.driver.Flush(ctx); err != nil {
 			return n.wrap(OpFlush, 0, 0, err)
 		}
 	}
-	driver, err := r.Open(n.children)
+	driver, err := r.Open(n.edges())
 	if err != nil {
 		return openError(n.name, err)
 	}

@@ -62,12 +62,13 @@ func (tx *Tx) AddNode(c NodeConfig) (*Node, error) {
 			return nil, graphError(KindExists, "Duplicate nodes with node-name='%s'", c.Name)
 		}
 	}
-	for _, child := range c.Children {
-		e := &Edge{name: child.Name, hidden: child.Hidden, parent: n, share: PermAll}
-		e.node.Store(child.Node)
-		n.children = append(n.children, e)
+	edges := make([]*Edge, len(c.Children))
+	for i, child := range c.Children {
+		edges[i] = newEdge(n, child.Name, child.Node)
+		edges[i].hidden = child.Hidden
 	}
-	driver, err := c.Open(n.children)
+	n.children.Store(&edges)
+	driver, err := c.Open(edges)
 	if err != nil {
 		return nil, openError(c.Name, err)
 	}
@@ -83,7 +84,7 @@ func (tx *Tx) AddNode(c NodeConfig) (*Node, error) {
 	tx.g.mu.order = append(tx.g.mu.order, n)
 	tx.g.mu.Unlock()
 	tx.OnRollBack(func() { tx.unlist(n) })
-	for _, e := range n.children {
+	for _, e := range n.edges() {
 		tx.link(e)
 	}
 	return n, nil
@@ -105,11 +106,11 @@ func (tx *Tx) RemoveNode(n *Node) error {
 	}
 	position := tx.unlist(n)
 	tx.OnRollBack(func() { tx.relist(n, position) })
-	for _, e := range n.children {
+	for _, e := range n.edges() {
 		tx.unlink(e)
 	}
 	tx.OnCommit(func() error { return n.wrap(OpGraph, 0, 0, n.Driver().Close()) })
-	for _, e := range n.children {
+	for _, e := range n.edges() {
 		if below := e.Node(); !below.monitor && len(below.parents) == 0 {
 			if err := tx.RemoveNode(below); err != nil {
 				return err
@@ -128,7 +129,7 @@ func (tx *Tx) Attach(n *Node, name string, need, share Perm) (*Backend, error) {
 	b := &Backend{name: name}
 	b.Edge.name, b.backend, b.need, b.share = "root", b, need, share
 	b.node.Store(n)
-	if slices.ContainsFunc(tx.drained, func(d *Node) bool { return tx.g.reaches(n, d) }) {
+	if slices.ContainsFunc(tx.drained, func(d *Node) bool { return d.Below(n) }) {
 		b.gate.close()
 		tx.gates = append(tx.gates, &b.gate)
 	}
@@ -294,14 +295,6 @@ func (g *Graph) backendsAbove(n *Node) []*Backend {
 		}
 	}
 	return found
-}
-
-// reaches says whether requests to from can arrive at to.
-func (g *Graph) reaches(from, to *Node) bool {
-	if from == to {
-		return true
-	}
-	return slices.ContainsFunc(from.children, func(e *Edge) bool { return g.reaches(e.Node(), to) })
 }
 
 // Resize changes the length of n, drained, to size bytes rounded up to whole sectors.
