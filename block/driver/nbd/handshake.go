@@ -97,7 +97,7 @@ func (h *handshake) run(ctx context.Context) error {
 	}
 	agreed := offered & (wire.FixedNewstyle | wire.NoZeroes)
 	h.noZeroes = agreed&wire.NoZeroes != 0
-	if _, err := h.conn.Write(wire.AppendClientFlags(nil, agreed)); err != nil {
+	if err := h.send(wire.AppendClientFlags(nil, agreed)); err != nil {
 		return err
 	}
 	if agreed&wire.FixedNewstyle == 0 {
@@ -131,7 +131,7 @@ func (h *handshake) run(ctx context.Context) error {
 // option sends an option and hands the answers before the last one to each. A refusal is of type *refusal.
 func (h *handshake) option(o wire.Option, data []byte, each func(t wire.ReplyType, body []byte) error) error {
 	message := wire.OptionHeader{Option: o, Length: uint32(len(data))}.Append(nil)
-	if _, err := h.conn.Write(append(message, data...)); err != nil {
+	if err := h.send(append(message, data...)); err != nil {
 		return err
 	}
 	for range maxAnswers {
@@ -272,7 +272,7 @@ func (h *handshake) enter() error {
 // exportName is the old way to ask for the export, which a server can refuse only by ending the connection.
 func (h *handshake) exportName() error {
 	message := wire.OptionHeader{Option: wire.OptExportName, Length: uint32(len(h.o.Export))}.Append(nil)
-	if _, err := h.conn.Write(append(message, h.o.Export...)); err != nil {
+	if err := h.send(append(message, h.o.Export...)); err != nil {
 		return err
 	}
 	length := 10
@@ -314,6 +314,19 @@ func (h *handshake) checkSizes() error {
 		return fmt.Errorf("export length %d is not multiple of minimum block size %d", h.export.size, s.Minimum)
 	}
 	return nil
+}
+
+// send writes a message. A server that hung up may have said why: TLS 1.3 refuses a client's certificate after the client
+// holds the handshake for done.
+func (h *handshake) send(message []byte) error {
+	_, err := h.conn.Write(message)
+	if err == nil {
+		return nil
+	}
+	if _, why := h.receive(1); why != nil && !errors.Is(why, io.ErrUnexpectedEOF) {
+		err = why
+	}
+	return fmt.Errorf("NBD server '%s' ended the handshake: %w", h.o.Server, err)
 }
 
 // receive reads exactly n bytes.
