@@ -10,39 +10,92 @@ import (
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/driver/nbd"
+	"github.com/blkmirror/blkmirror/daemon/credentials"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
 )
 
-// nbdOptions turns the options of an nbd node into those of its driver.
+// nbdOptions turns the options of an nbd node into those of its driver, but for TLS.
 func nbdOptions(o *api.BlockdevOptionsNbd, n *nodeOptions) (nbd.Options, error) {
-	server, err := nbdServer(&o.Server)
-	if err != nil {
-		return nbd.Options{}, err
-	}
-	switch {
-	case o.TLSHostname != nil && o.TLSCreds == nil:
-		return nbd.Options{}, qmp.Errorf("Parameter 'tls-hostname' needs 'tls-creds'")
-	case qmp.Or(o.Connections, 1) < 1 || qmp.Or(o.Connections, 1) > nbd.MaxConnections:
+	if qmp.Or(o.Connections, 1) < 1 || qmp.Or(o.Connections, 1) > nbd.MaxConnections {
 		return nbd.Options{}, qmp.Errorf("Parameter 'connections' expects a number from 1 to %d", nbd.MaxConnections)
 	}
-	return nbd.Options{Server: server, Export: qmp.Or(o.Export, ""), ReadOnly: n.ReadOnly, AutoReadOnly: n.autoReadOnly,
+	options := nbd.Options{Export: qmp.Or(o.Export, ""), ReadOnly: n.ReadOnly, AutoReadOnly: n.autoReadOnly,
 		ReconnectDelay: time.Duration(qmp.Or(o.ReconnectDelay, 0)) * time.Second,
 		OpenTimeout:    time.Duration(qmp.Or(o.OpenTimeout, 0)) * time.Second,
-		Connections:    int(qmp.Or(o.Connections, 1)), Context: qmp.Or(o.XDirtyBitmap, "")}, nil
+		Connections:    int(qmp.Or(o.Connections, 1)), Context: qmp.Or(o.XDirtyBitmap, "")}
+	uri, err := nbdURI(o)
+	switch {
+	case err != nil:
+		return nbd.Options{}, err
+	case uri != nil:
+		options.Server, options.Export = uri.Server, uri.Export
+	case o.TLSHostname != nil && o.TLSCreds == nil:
+		return nbd.Options{}, qmp.Errorf("Parameter 'tls-hostname' needs 'tls-creds'")
+	default:
+		if options.Server, err = nbdServer(o.Server); err != nil {
+			return nbd.Options{}, err
+		}
+	}
+	return options, nil
+}
+
+// nbdURI is the URI of options that have one, else nil.
+func nbdURI(o *api.BlockdevOptionsNbd) (*nbd.URI, error) {
+	switch {
+	case o.URI == nil && o.Server == nil:
+		return nil, qmp.Errorf("Parameter 'server' is missing; 'uri' can take its place")
+	case o.URI == nil:
+		return nil, nil
+	}
+	for _, p := range []struct {
+		name  string
+		given bool
+	}{{"server", o.Server != nil}, {"export", o.Export != nil}, {"tls-hostname", o.TLSHostname != nil}} {
+		if p.given {
+			return nil, qmp.Errorf("Parameters 'uri' and '%s' exclude each other: a URI says it all", p.name)
+		}
+	}
+	return nbd.ParseURI(*o.URI)
 }
 
 // nbdTLS is how the node encrypts its connections, nil if it does not. The server's certificate is for tls-hostname, or else for
 // the host that the node connects to.
 func (h *Handlers) nbdTLS(o *api.BlockdevOptionsNbd) (*tls.Config, error) {
-	if o.TLSCreds == nil {
-		return nil, nil
+	uri, err := nbdURI(o)
+	if err != nil {
+		return nil, err
 	}
 	host := qmp.Or(o.TLSHostname, "")
-	if host == "" && o.Server.Inet != nil {
+	switch {
+	case uri != nil && uri.TLSCertificates != "" && o.TLSCreds != nil:
+		return nil, qmp.Errorf("The URI has 'tls-certificates', which excludes parameter 'tls-creds'")
+	case uri != nil && uri.TLSAnyPeer && o.TLSCreds != nil:
+		return nil, qmp.Errorf("The URI has 'tls-verify-peer', which excludes parameter 'tls-creds'; its object says verify-peer")
+	case uri != nil && uri.TLSCertificates != "":
+		return uriTLS(uri)
+	case o.TLSCreds == nil && uri != nil && uri.Encrypted:
+		return nil, qmp.Errorf("TLS needs credentials: '%s' must have 'tls-certificates=DIR', or the node 'tls-creds'", *o.URI)
+	case o.TLSCreds == nil:
+		return nil, nil
+	case uri != nil:
+		host = uri.TLSHostname
+	case host == "" && o.Server.Inet != nil:
 		host = o.Server.Inet.Host
 	}
 	return h.clientTLS(*o.TLSCreds, host)
+}
+
+// uriTLS takes the credentials from the folder that a URI names.
+func uriTLS(u *nbd.URI) (*tls.Config, error) {
+	c, err := credentials.Load(credentials.Options{Dir: u.TLSCertificates, VerifyPeer: !u.TLSAnyPeer, SanityCheck: true})
+	if err != nil {
+		return nil, qmp.Errorf("%s", err)
+	}
+	if u.TLSHostname == "" && c.VerifiesPeer() {
+		return nil, qmp.Errorf("The URI lacks 'tls-hostname': the server's certificate must be held against a name")
+	}
+	return c.Client(u.TLSHostname), nil
 }
 
 // openNBD connects. Who waits for it is held up for a bounded time: that of one attempt, or what open-timeout says.
@@ -57,9 +110,9 @@ func nbdServer(a *api.SocketAddress) (nbd.Address, error) {
 			if !qmp.Or(a.Unix.Tight, true) {
 				return nbd.Address{}, qmp.Errorf("Parameter 'server.tight' does not accept value 'false'")
 			}
-			path = "@" + path
+			return nbd.Address{Network: "unix", Address: "@" + path}, nil
 		}
-		return nbd.Address{Network: "unix", Address: path}, nil
+		return nbd.UnixPath(path), nil
 	case a.Inet != nil:
 		if qmp.Or(a.Inet.Numeric, false) && net.ParseIP(a.Inet.Host) == nil {
 			return nbd.Address{}, qmp.Errorf("Parameter 'server.host' expects a numeric address, not '%s'", a.Inet.Host)
@@ -101,7 +154,8 @@ func sameNBD(n *block.Node, was, becomes *openedNode) error {
 	case old.Export != o.Export:
 		return qmp.Errorf("Cannot change the option 'export'")
 	case old != o, qmp.Or(was.options.NBD.TLSCreds, "") != qmp.Or(becomes.options.NBD.TLSCreds, ""),
-		qmp.Or(was.options.NBD.TLSHostname, "") != qmp.Or(becomes.options.NBD.TLSHostname, ""):
+		qmp.Or(was.options.NBD.TLSHostname, "") != qmp.Or(becomes.options.NBD.TLSHostname, ""),
+		qmp.Or(was.options.NBD.URI, "") != qmp.Or(becomes.options.NBD.URI, ""):
 		return qmp.Errorf("Cannot change the options of the connection to an NBD server")
 	case !o.ReadOnly && !o.AutoReadOnly && disk != nil && disk.ReadOnly():
 		return qmp.Errorf("Node '%s' cannot be reopened for writing: the export is read-only", n.Name())

@@ -30,6 +30,10 @@ func (h *Handlers) BlockdevAdd(ctx context.Context, o *api.BlockdevOptions) erro
 // open opens a node and the children that are defined inside it. parent has the options of the node above, which a child
 // inherits unless it says otherwise; nil for a root.
 func (h *Handlers) open(tx *block.Tx, o *api.BlockdevOptions, parent *nodeOptions) (*block.Node, error) {
+	o, err := byName(o)
+	if err != nil {
+		return nil, err
+	}
 	if o.NodeName != nil {
 		if err := block.CheckNodeName(*o.NodeName); err != nil {
 			return nil, err

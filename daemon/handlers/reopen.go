@@ -20,7 +20,10 @@ func (h *Handlers) BlockdevReopen(ctx context.Context, a *api.BlockdevReopenArgu
 			detached: map[*block.Node]bool{}, becomes: map[*block.Node]*openedNode{}}
 		var nodes []*block.Node
 		for i := range a.Options {
-			o := &a.Options[i]
+			o, err := byName(&a.Options[i])
+			if err != nil {
+				return err
+			}
 			if o.NodeName == nil {
 				return qmp.Errorf("node-name not specified")
 			}
@@ -161,8 +164,9 @@ func (r *reopening) child(n *block.Node, o *api.BlockdevOptions) (*block.Node, e
 		if d.NodeName != nil && *d.NodeName != now.Name() {
 			return nil, qmp.Errorf("Cannot change the option '%s.node-name'", role)
 		}
-		r.given[now] = d
-		return now, nil
+		var err error
+		r.given[now], err = byName(d)
+		return now, err
 	}
 	named, err := r.h.graph.Node(*ref.Reference)
 	if err != nil {

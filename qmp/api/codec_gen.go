@@ -1567,8 +1567,14 @@ func (v *BlockdevOptionsNbd) EncodeQMP(e *qmp.Encoder) {
 }
 
 func (v *BlockdevOptionsNbd) encodeMembers(e *qmp.Encoder) {
-	e.Key("server")
-	v.Server.EncodeQMP(e)
+	if v.Server != nil {
+		e.Key("server")
+		v.Server.EncodeQMP(e)
+	}
+	if v.URI != nil {
+		e.Key("uri")
+		e.String(*v.URI)
+	}
 	if v.Export != nil {
 		e.Key("export")
 		e.String(*v.Export)
@@ -1607,7 +1613,13 @@ func (v *BlockdevOptionsNbd) DecodeQMP(p qmp.Param) {
 }
 
 func (v *BlockdevOptionsNbd) decodeMembers(m *qmp.Members) {
-	v.Server.DecodeQMP(m.Required("server"))
+	if p := m.Optional("server"); p.Present() {
+		v.Server = new(SocketAddress)
+		v.Server.DecodeQMP(p)
+	}
+	if p := m.Optional("uri"); p.Present() {
+		v.URI = new(p.Text())
+	}
 	if p := m.Optional("export"); p.Present() {
 		v.Export = new(p.Text())
 	}

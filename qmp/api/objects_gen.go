@@ -676,14 +676,18 @@ func (v BlockdevOptionsFile) MarshalJSON() ([]byte, error) { return qmp.Encode(&
 func (v *BlockdevOptionsFile) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockdevOptionsNbd: Options of nbd.
+//
+// One of @server and @uri is needed.
 type BlockdevOptionsNbd struct {
 	// where the server is
-	Server SocketAddress
-	// name of the export (default: the empty name, which stands for the server's default)
+	Server *SocketAddress
+	// where the server is and which of its exports, as an NBD URI, such as nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH
+	URI *string
+	// name of the export (default: the empty name, which stands for the server's default); not with @uri
 	Export *string
-	// id of the TLS credentials to use (default: no TLS)
+	// id of the TLS credentials to use (default: those that @uri names, or no TLS)
 	TLSCreds *string
-	// name that the server's certificate must be for (default: the host of @server)
+	// name that the server's certificate must be for (default: the host of @server); not with @uri
 	TLSHostname *string
 	// metadata context to ask for in place of base:allocation, such as qemu:dirty-bitmap:NAME
 	XDirtyBitmap *string

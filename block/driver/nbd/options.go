@@ -52,11 +52,15 @@ func (a Address) FileName(export string, encrypted bool) string {
 	}
 	switch a.Network {
 	case "unix":
-		return scheme + "+unix://" + path + "?socket=" + strings.ReplaceAll(url.QueryEscape(a.Address), "%2F", "/")
+		socket := a.Address
+		if name, abstract := strings.CutPrefix(socket, "@"); abstract {
+			socket = "\x00" + name
+		}
+		return scheme + "+unix://" + path + "?socket=" + strings.ReplaceAll(url.QueryEscape(socket), "%2F", "/")
 	case "fd":
 		return scheme + "+fd://" + a.Address + path
 	}
-	return scheme + "://" + a.Address + path
+	return (&url.URL{Scheme: scheme, Host: a.Address, Path: "/" + export}).String()
 }
 
 func (o *Options) check() error {

@@ -6,17 +6,31 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
-
-	"github.com/blkmirror/blkmirror/block"
 )
 
 const defaultPort = "10809"
 
+// URI is what an NBD URI says: the document doc/uri.md beside the specification of the protocol tells its form.
+type URI struct {
+	Server Address
+	Export string
+
+	// Encrypted is set by the schemes that begin with nbds. The others mean that TLS is not needed.
+	Encrypted bool
+	// TLSHostname is what the server's certificate must be for: the parameter tls-hostname, or else the host.
+	TLSHostname string
+	// TLSCertificates is a folder with credentials: the parameter tls-certificates, which is libnbd's. "" if there is none.
+	TLSCertificates string
+	// TLSAnyPeer is set by tls-verify-peer=0: the server's certificate does not matter.
+	TLSAnyPeer bool
+}
+
 // IsURI says whether a file name is an NBD URI, for [ParseURI].
 func IsURI(name string) bool {
 	for _, scheme := range []string{"nbd://", "nbds://", "nbd+unix://", "nbds+unix://"} {
-		if strings.HasPrefix(strings.ToLower(name), scheme) {
+		if len(name) >= len(scheme) && strings.EqualFold(name[:len(scheme)], scheme) {
 			return true
 		}
 	}
@@ -27,43 +41,103 @@ func IsURI(name string) bool {
 //
 //	nbd://HOST[:PORT]/EXPORT               nbd+unix:///EXPORT?socket=PATH
 //
-// URIs that begin with nbds ask for TLS, which encrypted tells; o.TLS is left to the caller.
-func ParseURI(name string) (o Options, encrypted bool, err error) {
-	bad := func(format string, args ...any) (Options, bool, error) {
-		return Options{}, false, &block.Error{Kind: block.KindInvalid, Op: block.OpOpen,
-			Err: fmt.Errorf("'%s' is no NBD URI: "+format, append([]any{name}, args...)...)}
-	}
+// or the same with nbds for TLS.
+func ParseURI(name string) (*URI, error) {
 	u, err := url.Parse(name)
 	if err != nil {
-		return bad("%w", err)
+		return nil, invalid("%w", err) // names the URI
 	}
+	parsed, err := parseURI(u)
+	if err != nil {
+		return nil, invalid("'%s' is no NBD URI: %w", name, err)
+	}
+	o := Options{Server: parsed.Server, Export: parsed.Export}
+	return parsed, o.check()
+}
+
+func parseURI(u *url.URL) (*URI, error) {
 	scheme, unix := strings.CutSuffix(u.Scheme, "+unix")
 	if scheme != "nbd" && scheme != "nbds" {
-		return bad("it begins with '%s'", u.Scheme)
+		return nil, fmt.Errorf("it begins with '%s'", u.Scheme)
 	}
 	query, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
-		return bad("%w", err)
+		return nil, err
 	}
-	o.Export = strings.TrimPrefix(u.Path, "/")
-	socket := query["socket"]
+	p := &URI{Export: strings.TrimPrefix(u.Path, "/"), Encrypted: scheme == "nbds", TLSHostname: u.Hostname()}
+	if strings.Contains(p.Export, "\x00") {
+		return nil, fmt.Errorf("the name of the export has a zero byte")
+	}
 	switch {
 	case u.User != nil, u.Fragment != "":
-		return bad("it has a user or a fragment")
-	case unix && (u.Host != "" || len(socket) != 1 || socket[0] == ""):
-		return bad("it needs three slashes and one '?socket=PATH'")
+		return nil, fmt.Errorf("it has a user or a fragment")
+	case unix && (u.Host != "" || query.Get("socket") == ""):
+		return nil, fmt.Errorf("it needs three slashes and '?socket=PATH'")
 	case unix:
-		o.Server = Address{Network: "unix", Address: socket[0]}
-	case len(socket) > 0:
-		return bad("only nbd+unix has a socket")
+		p.Server = unixAddress(query.Get("socket"))
+	case query.Has("socket"):
+		return nil, fmt.Errorf("only nbd+unix has a socket")
 	case u.Hostname() == "":
-		return bad("it names no host")
+		return nil, fmt.Errorf("it names no host")
 	default:
 		port := u.Port()
 		if port == "" {
 			port = defaultPort
 		}
-		o.Server = Address{Network: "tcp", Address: net.JoinHostPort(u.Hostname(), port)}
+		p.Server = Address{Network: "tcp", Address: net.JoinHostPort(u.Hostname(), port)}
 	}
-	return o, scheme == "nbds", o.check()
+	return p, p.parameters(query)
+}
+
+// unixAddress is a path, or after a zero byte the name of an abstract socket.
+func unixAddress(socket string) Address {
+	if name, abstract := strings.CutPrefix(socket, "\x00"); abstract {
+		return Address{Network: "unix", Address: "@" + name}
+	}
+	return UnixPath(socket)
+}
+
+// UnixPath is the address of a socket in the file system.
+func UnixPath(path string) Address {
+	if strings.HasPrefix(path, "@") { // Go takes that for an abstract socket
+		path = "./" + path
+	}
+	return Address{Network: "unix", Address: path}
+}
+
+// parameters takes what stands behind the question mark.
+func (p *URI) parameters(query url.Values) error {
+	var names []string
+	for name := range query {
+		names = append(names, name)
+	}
+	slices.Sort(names) // the same error for the same URI
+	for _, name := range names {
+		if len(query[name]) > 1 {
+			return fmt.Errorf("it has '%s' more than once", name)
+		}
+		value := query.Get(name)
+		if strings.HasPrefix(name, "tls-") && !p.Encrypted {
+			return fmt.Errorf("'%s' is for URIs that begin with nbds", name)
+		}
+		switch name {
+		case "socket":
+		case "tls-hostname":
+			p.TLSHostname = value
+		case "tls-certificates":
+			p.TLSCertificates = value
+		case "tls-verify-peer":
+			if value != "0" && value != "1" {
+				return fmt.Errorf("'%s' is 0 or 1, not '%s'", name, value)
+			}
+			p.TLSAnyPeer = value == "0"
+		case "tls-type":
+			if value != "x509" {
+				return fmt.Errorf("'%s' can only be x509, not '%s': Go's TLS has certificates only", name, value)
+			}
+		default:
+			return fmt.Errorf("the parameter '%s' is not known", name)
+		}
+	}
+	return nil
 }

@@ -8,7 +8,7 @@ import "strings"
 var initialisms = map[string]string{
 	"aio": "AIO", "bps": "BPS", "cid": "CID", "id": "ID", "io": "IO", "iops": "IOPS", "ipv4": "IPv4",
 	"ipv6": "IPv6", "nbd": "NBD", "ns": "NS", "oob": "OOB",
-	"qemu": "QEMU", "qmp": "QMP", "qom": "QOM", "tls": "TLS",
+	"qemu": "QEMU", "qmp": "QMP", "qom": "QOM", "tls": "TLS", "uri": "URI",
 }
 
 // goName returns the exported Go name for a name of the schema.
