@@ -49,6 +49,26 @@ func TestAllocationDepth(t *testing.T) {
 			t.Errorf("%d bytes at %d: %d bytes at depth %d, %v; want %d at %d", c.length, c.off, n, depth, err, c.want, c.depth)
 		}
 	}
+	for _, c := range []struct {
+		base      *block.Node
+		off, want int64
+		above     bool
+	}{
+		{base, 0, 1024, true}, {base, 1024, 3072, true}, {base, 4096, 4096, false}, {middle, 0, 1024, true}, {middle, 1024, 15360, false},
+		{nil, 4096, 2048, true}, {nil, 8192, 8192, false}, {top, 0, 16384, false},
+	} {
+		n, above, err := top.AllocatedAbove(bg, c.base, c.off, 16384-c.off)
+		if err != nil || above != c.above || n < c.want && !above || n > c.want && above {
+			t.Errorf("at %d: %d bytes above: %v, %v; want %d: %v", c.off, n, above, err, c.want, c.above)
+		}
+	}
+	// What is above a base but beyond the end of a layer in between is not the base's.
+	long := layer("long", 16384, 16384, nil)
+	short := layer("short", 4096, 0, long)
+	upper := layer("upper", 16384, 0, short)
+	if _, above, err := upper.AllocatedAbove(bg, long, 8192, 8192); err != nil || !above {
+		t.Errorf("beyond the end of a layer in between: %v, %v", above, err)
+	}
 	addBitmap(t, g, base, block.BitmapConfig{Name: "b"})
 	if b, err := top.FindBitmapBelow("b"); err != nil || b.Name() != "b" {
 		t.Errorf("a bitmap of the lowest layer: %v, %v", b, err)

@@ -38,6 +38,19 @@ func (m *Mirror) copy(ctx, targetCtx context.Context, o *op) result {
 	for at := o.off; at < o.end && r.sourceErr == nil && r.targetErr == nil; {
 		r.off = at
 		ahead := min(m.planner.d.Size()-at, max(o.end-at, zeroPiece))
+		if m.opts.Commit != CommitNot {
+			// What nobody has above the target is the target's own, and stays as it is.
+			length, above, err := m.opts.Source.AllocatedAbove(ctx, m.opts.Target, at, ahead)
+			if err != nil {
+				r.sourceErr, r.len = err, o.end-at
+				break
+			}
+			if !above {
+				at += length
+				continue
+			}
+			ahead = length
+		}
 		extent, err := f.source.BlockStatus(ctx, at, ahead)
 		if err != nil {
 			r.sourceErr, r.len = err, o.end-at
@@ -65,11 +78,10 @@ func (m *Mirror) copy(ctx, targetCtx context.Context, o *op) result {
 
 // fit cuts an extent of the source to the claim, and to units.
 func (m *Mirror) fit(o *op, at int64, extent block.Extent) (end int64, zero bool) {
-	unit := int64(zeroUnit)
-	if o.targetZero {
-		unit = copyUnit // a hole is skipped, which costs nothing
+	unit := m.zeroUnit()
+	if o.targetZero && m.planner.whole == nil {
+		unit = min(unit, copyUnit) // a hole is skipped, which costs nothing
 	}
-	unit = min(unit, m.planner.d.Granularity())
 	end = at + extent.Len
 	if extent.Status&block.StatusZero != 0 {
 		if end >= o.end {
@@ -80,6 +92,18 @@ func (m *Mirror) fit(o *op, at int64, extent block.Extent) (end int64, zero bool
 		}
 	}
 	return min((max(end, at+1)+unit-1)&^(unit-1), o.end), false
+}
+
+// zeroUnit is the unit in which zeroes are told from data.
+func (m *Mirror) zeroUnit() int64 {
+	switch chunk := m.planner.d.Granularity(); {
+	case m.planner.whole != nil:
+		return chunk // zeroes that are not a whole cluster may not be kept by a target that reads as zero
+	case m.opts.Commit != CommitNot:
+		return 512 // layers have clusters already
+	default:
+		return min(zeroUnit, chunk)
+	}
 }
 
 // giveBackFrom gives back the chunks of a claim that lie behind a byte, and returns where the claim ends.
@@ -136,7 +160,7 @@ func (m *Mirror) writeFound(targetCtx context.Context, o *op, p []byte, at int64
 	if m.detect == block.DetectZeroesOff {
 		return m.writeData(targetCtx, o, p, at)
 	}
-	unit := min(max(m.planner.d.Granularity(), 4<<10), zeroUnit)
+	unit := max(m.zeroUnit(), 4<<10)
 	for len(p) > 0 {
 		n := unitEnd(at, unit, len(p))
 		zero := block.IsZero(p[:n])

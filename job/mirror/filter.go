@@ -94,7 +94,7 @@ func (f *filter) end(o *op, sourceErr, targetErr error) error {
 	before, cleaned := m.planner.d.Len(), o.cleans
 	done, dirtied := m.planner.endGuest(o, sourceErr != nil, targetErr != nil)
 	woken := m.takeWokenLocked()
-	poke := (dirtied || cleaned) && before == 0 || m.planner.starved && m.planner.d.Len() > 0
+	poke := (dirtied || cleaned) && before == 0 || o.leaves || m.planner.starved && m.planner.d.Len() > 0
 	if o.mode == Background {
 		m.flow.dirtied += (m.planner.d.Len() - before) * m.planner.d.Granularity()
 	} else {
@@ -247,10 +247,14 @@ func (f *filter) Flush(ctx context.Context) error {
 }
 
 // ChildPermissions: nobody but the mirror writes below it, neither to the source nor to the target, and nobody reads a
-// target that is not complete.
+// target that is not complete. A commit writes to what its source stands on, and what lies between them shows something else
+// until it is done.
 func (f *filter) ChildPermissions(child string, need, _ block.Perm) (childNeed, childShare block.Perm) {
-	if child == childTarget {
+	switch {
+	case child == childTarget:
 		return block.PermWrite, block.PermWriteUnchanged
+	case f.m.opts.Commit != CommitNot:
+		return need &^ block.PermConsistentRead, block.PermAll
 	}
 	return need | block.PermConsistentRead, block.PermConsistentRead | block.PermWriteUnchanged
 }

@@ -29,6 +29,8 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 		return true, nil
 	case time.Now().Before(l.notYet):
 		return false, nil // something failed and is to be tried again, but not at once
+	case m.opts.Commit == CommitLower && (!caughtUp || l.inFlight > 0):
+		return false, nil // nobody makes it dirty again
 	case l.pending:
 		if !m.job.FinalizeWanted() {
 			return false, nil
@@ -89,7 +91,12 @@ func (l *loop) complete(ctx context.Context) error {
 		if err := m.job.Commit(); err != nil {
 			return err
 		}
-		if successor == m.opts.Target {
+		if m.opts.OnPivot != nil && successor == m.opts.Target {
+			if err := m.opts.OnPivot(ctx, tx); err != nil {
+				return err
+			}
+		}
+		if successor == m.opts.Target && m.opts.Commit != CommitLower {
 			if err := tx.MoveBitmaps(m.opts.Source, m.opts.Target); err != nil {
 				return err
 			}

@@ -24,11 +24,22 @@ const (
 	SyncBitmap             // what a dirty bitmap of the source says
 )
 
+// Commit says whether the target lies below the source, in its backing chain, and gets what the layers above it have.
+type Commit uint8
+
+// The kinds of commit.
+const (
+	CommitNot    Commit = iota // a mirror: source and target have nothing to do with each other
+	CommitActive               // guests write to the source; the job gets ready, and is completed as a mirror is
+	CommitLower                // nobody writes to the source; the job ends by itself
+)
+
 // Options are the arguments of a mirror.
 type Options struct {
 	JobID          string
 	Source, Target *block.Node
 	Replaces       *block.Node // takes the target's place at completion; nil for the source
+	Commit         Commit      // if it is one, Sync means nothing
 	Sync           Sync
 	Bitmap         *block.DirtyBitmap // of the source, for SyncBitmap: cleared when the job ends well
 	Mode           Mode
@@ -41,8 +52,14 @@ type Options struct {
 	TargetIsZero   bool
 	Auto           bool             // begin with Mode, and change it as the job sees fit
 	OnModeChange   func(ModeChange) // told of changes by an Auto job; called from the job's goroutine; may be nil
-	AutoFinalize   bool
-	AutoDismiss    bool
+	// OnPivot is called just before the users of the source are given the target, with all of them drained and the target
+	// flushed. It may be nil.
+	OnPivot func(ctx context.Context, tx *block.Tx) error
+	// OnEnd is called when the job has given up all nodes; pivoted says whether the users of the source were given the target. It
+	// may be nil.
+	OnEnd        func(pivoted bool) error
+	AutoFinalize bool
+	AutoDismiss  bool
 }
 
 const (
@@ -54,7 +71,7 @@ const (
 	defaultBufSize = 16 << 20
 	pieceSize      = 1 << 20   // the most data that is copied in one go
 	zeroPiece      = 128 << 20 // the most zeroes that are written in one go
-	blockReason    = "block device is in use by block job: mirror"
+	blockReason    = "block device is in use by block job: "
 )
 
 // Mirror is a running mirror: the body of its job.
@@ -77,6 +94,7 @@ type Mirror struct {
 	results   chan result   // of copies that ended
 	forget    func()        // ends the news of the target's reconnections
 	gone      bool          // the filter is out of the graph
+	pivoted   bool          // users of the source were given the target
 
 	mu      sync.Mutex // the planner's, and all that follows; nothing is waited for under it
 	planner *planner
@@ -114,21 +132,31 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 	}
 	m := &Mirror{opts: opts, graph: graph, detect: opts.Target.Options().DetectZeroes,
 		flushing: make(chan struct{}, 1), auto: opts.Auto}
-	m.piece = min(pieceSize, (opts.BufSize+opts.Granularity-1)&^(opts.Granularity-1))
-	m.workers = int(min(max(opts.BufSize/m.piece, 1), maxWorkers))
-	m.results = make(chan result, m.workers)
 	m.targetCtx, m.giveUp = context.WithCancel(context.Background())
 	m.guestCtx = block.WithoutWaiting(m.targetCtx)
 	var err error
-	if m.planner, err = newPlanner(opts.Source.Size(), opts.Granularity, opts.Mode); err != nil {
+	if cluster := opts.wholeClusters(); cluster > 0 {
+		m.planner, err = newWholePlanner(opts.Source.Size(), opts.Granularity, cluster, opts.Mode)
+	} else {
+		m.planner, err = newPlanner(opts.Source.Size(), opts.Granularity, opts.Mode)
+	}
+	if err != nil {
 		return nil, &block.Error{Kind: block.KindNoMemory, Op: block.OpGraph, Err: err}
 	}
+	m.piece = min(pieceSize, opts.BufSize+opts.Granularity-1)
+	if chunk := m.planner.d.Granularity(); m.planner.whole != nil {
+		m.piece = (m.piece + chunk - 1) &^ (chunk - 1)
+	} else {
+		m.piece &^= min(pieceSize, opts.Granularity) - 1
+	}
+	m.workers = int(min(max(opts.BufSize/m.piece, 1), maxWorkers))
+	m.results = make(chan result, m.workers)
 	if opts.TargetIsZero && opts.Sync == SyncFull {
 		if err := checkReadsZero(ctx, opts.Target); err != nil {
 			return nil, err
 		}
 	}
-	m.job, err = jobs.Add(job.Config{ID: opts.JobID, Type: "mirror", BlockJob: true, Speed: opts.Speed,
+	m.job, err = jobs.Add(job.Config{ID: opts.JobID, Type: opts.kind(), BlockJob: true, Speed: opts.Speed,
 		AutoFinalize: opts.AutoFinalize, AutoDismiss: opts.AutoDismiss, Body: m})
 	if err != nil {
 		return nil, err
@@ -170,10 +198,10 @@ func (o *Options) check(graph *block.Graph) error {
 	if err := job.CheckSpeed(o.Speed); err != nil {
 		return err
 	}
-	if graph.HasNodeAbove(o.Source) {
+	if o.Commit != CommitLower && graph.HasNodeAbove(o.Source) {
 		return invalid("Need a root block node: '%s' is used by %s", o.Source.Name(), graph.Users(o.Source)[0])
 	}
-	if o.Source == o.Target {
+	if o.Commit == CommitNot && o.Target.Unfiltered() == o.Source.Unfiltered() {
 		return invalid("Can't mirror node into itself")
 	}
 	if o.Replaces != nil && o.Replaces != o.Source {
@@ -184,6 +212,9 @@ func (o *Options) check(graph *block.Graph) error {
 		return invalid("Parameter 'bitmap' and the sync modes 'bitmap' and 'incremental' need each other")
 	}
 	for _, b := range o.Source.Bitmaps() {
+		if o.Commit == CommitLower {
+			break // they stay
+		}
 		if _, err := o.Target.FindBitmap(b.Name()); err == nil {
 			return invalid("Node '%s' has a bitmap '%s' already, which that of node '%s' could not follow it to", o.Target.Name(),
 				b.Name(), o.Source.Name())
@@ -196,9 +227,26 @@ func (o *Options) check(graph *block.Graph) error {
 	return nil
 }
 
+// kind is the type of the job.
+func (o *Options) kind() string {
+	if o.Commit == CommitNot {
+		return "mirror"
+	}
+	return "commit"
+}
+
+// wholeClusters is the cluster size of the target if it must be given whole ones: when it gets a part of the disk and has no
+// backing node for the rest. It will be given one later, and a cluster that was written in part has zeroes in the rest.
+func (o *Options) wholeClusters() int64 {
+	if o.Commit != CommitNot || o.Sync == SyncFull || o.Target.Backing() != nil {
+		return 0
+	}
+	return o.Target.Unfiltered().Limits().Granularity
+}
+
 // defaultGranularity is that of the target where it has one, within bounds.
 func defaultGranularity(target *block.Node) int64 {
-	g := target.Limits().Granularity
+	g := target.Unfiltered().Limits().Granularity
 	if g == 0 {
 		return 64 << 10
 	}
@@ -208,7 +256,8 @@ func defaultGranularity(target *block.Node) int64 {
 // insert puts the filter above the source, under every user it has.
 func (m *Mirror) insert(ctx context.Context, tx *block.Tx) error {
 	source, target := m.opts.Source, m.opts.Target
-	for _, n := range []*block.Node{source, target} {
+	used := m.opts.used()
+	for _, n := range used {
 		if err := n.Busy(); err != nil {
 			return err
 		}
@@ -216,9 +265,18 @@ func (m *Mirror) insert(ctx context.Context, tx *block.Tx) error {
 	if err := tx.Drain(ctx, nil, source); err != nil {
 		return err
 	}
+	driver := "mirror_top"
+	if m.opts.Commit == CommitLower {
+		driver = "commit_top"
+	}
+	if m.opts.Commit != CommitNot && target.Size() < source.Size() {
+		if err := tx.Resize(ctx, target, source.Size()); err != nil {
+			return err
+		}
+	}
 	options := block.Options{Discard: true, ReadOnly: source.Options().ReadOnly}
 	node, err := tx.AddNode(block.NodeConfig{
-		Name: m.opts.FilterName, DriverName: "mirror_top", Options: options, Filter: true, Implicit: m.opts.FilterName == "",
+		Name: m.opts.FilterName, DriverName: driver, Options: options, Filter: true, Implicit: m.opts.FilterName == "",
 		Owner:    m.user(),
 		Children: []block.Child{{Name: childSource, Node: source}, {Name: childTarget, Node: target, Hidden: true}},
 		Open: func(edges []*block.Edge) (block.Driver, error) {
@@ -240,11 +298,22 @@ func (m *Mirror) insert(ctx context.Context, tx *block.Tx) error {
 		tx.OnRollBack(func() { _ = b.SetBusy(false) })
 		m.planner.take(b.Snapshot()) // no write is under way
 	}
-	for _, n := range []*block.Node{source, target, node} {
-		b := tx.Block(n, blockReason)
+	for _, n := range append(used, node) {
+		b := tx.Block(n, blockReason+m.opts.kind())
 		m.blockers = append(m.blockers, func(tx *block.Tx) { tx.Unblock(n, b) })
 	}
 	return nil
+}
+
+// used are the nodes that nobody may disturb: the source, the target and what lies between them.
+func (o *Options) used() []*block.Node {
+	nodes := []*block.Node{o.Source, o.Target}
+	if o.Commit != CommitNot {
+		for n := o.Source.Backing(); n != nil && n != o.Target; n = n.Backing() {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
 }
 
 // user is how errors call the job.
@@ -258,7 +327,7 @@ func (m *Mirror) extract(tx *block.Tx, successor *block.Node) error {
 	tx.Detach(m.backend)
 	tx.Replace(m.node, successor)
 	tx.OnCommit(func() error {
-		m.gone = true
+		m.gone, m.pivoted = true, successor != m.opts.Source
 		if m.opts.Bitmap != nil {
 			return m.opts.Bitmap.SetBusy(false)
 		}

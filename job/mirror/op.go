@@ -47,6 +47,7 @@ type op struct {
 	parts      []span // zeroes: what of target has to be written; the rest reads as zero already
 	durable    bool   // the target was in sync, so that flushes and FUA count there, too
 	cleans     bool   // a guest's write: it brings the target something that it lacked before
+	leaves     bool   // a guest's write: a part of it was made dirty when the claim was granted
 	targetZero bool   // a copy: all its chunks were known to be zero on the target
 	zeroed     []span // ranges where zeroes were written or known, to be noted when that succeeded
 	written    span   // around what of the target is being written; empty if nothing is
@@ -72,7 +73,7 @@ func (o *op) addZeroed(off, end int64) {
 // for claims that came before.
 func (p *planner) beginGuest(o *op, r request, off, n int64) (granted bool) {
 	o.off, o.end, o.request, o.mode, o.bypass = off, off+n, r, p.mode, p.stopped
-	o.blocked, o.parts, o.zeroed, o.target, o.durable = 0, o.parts[:0], o.zeroed[:0], span{}, false
+	o.blocked, o.parts, o.zeroed, o.target, o.durable, o.leaves = 0, o.parts[:0], o.zeroed[:0], span{}, false, false
 	o.written, o.delay = span{}, 0
 	switch {
 	case p.stopped:
@@ -99,8 +100,13 @@ func (p *planner) admit(o *op) {
 		p.d.Set(p.d.Outward(o.off, n))
 		return
 	}
-	o.target = span{o.off, o.end}
 	touched, whole := p.d.Outward(o.off, n), p.d.Inward(o.off, n)
+	if p.whole != nil {
+		if p.leavePartial(o, touched, whole); o.leaves && o.request == reqTrim {
+			return
+		}
+	}
+	o.target = span{o.off, o.end}
 	if whole.Empty() {
 		// At most two chunks, both touched in part.
 		p.trimEdge(o, touched.First)
@@ -130,6 +136,25 @@ func (p *planner) admit(o *op) {
 	case reqZero:
 		o.parts = p.notZero(o, o.target.off, o.target.end)
 		o.addZeroed(o.target.off, o.target.end)
+	}
+}
+
+// leavePartial makes the chunks dirty of which the target would get a part only while it has nothing of the rest, so that the
+// copy brings all of them. What becomes of a discarded range is decided piece by piece: it is left to the copy as a whole.
+func (p *planner) leavePartial(o *op, touched, whole bitmap.Chunks) {
+	if o.request == reqTrim {
+		if o.leaves = !p.whole.AllSet(touched); o.leaves {
+			p.d.Set(touched)
+		}
+		return
+	}
+	for chunk := touched.First; chunk < touched.End; chunk++ {
+		if chunk == whole.First {
+			chunk = whole.End
+		}
+		if chunk < touched.End && !p.whole.Test(chunk) {
+			o.leaves = p.d.Set(bitmap.Chunks{First: chunk, End: chunk + 1}) > 0 || o.leaves
+		}
 	}
 }
 
@@ -210,9 +235,10 @@ func (p *planner) endGuest(o *op, sourceFailed, targetFailed bool) (done int64, 
 	default:
 		done = length
 		p.noteZeroed(o)
+		p.noteWhole(o.target.off, length)
 	}
 	p.release(o)
-	return done, dirtied
+	return done, dirtied || o.leaves
 }
 
 // zeroNeedsNothing says whether a write of zeroes that the source has just done leaves nothing to do: the target reads as zero
@@ -225,6 +251,13 @@ func (p *planner) zeroNeedsNothing(chunks bitmap.Chunks) bool {
 func (p *planner) noteZeroed(o *op) {
 	for _, s := range o.zeroed {
 		p.z.Set(p.z.Inward(s.off, s.end-s.off))
+	}
+}
+
+// noteWhole notes that the target got a range.
+func (p *planner) noteWhole(off, n int64) {
+	if p.whole != nil {
+		p.whole.Set(p.whole.Inward(off, n))
 	}
 }
 
@@ -335,6 +368,7 @@ func (p *planner) endCopy(o *op, sourceFailed, targetFailed bool) {
 		p.z.Clear(chunks)
 	} else if !sourceFailed {
 		p.noteZeroed(o)
+		p.noteWhole(o.off, o.end-o.off)
 	}
 	p.copying -= o.end - o.off
 	p.release(o)

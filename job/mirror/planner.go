@@ -32,6 +32,10 @@ type planner struct {
 	// are compared before completion. Nil if there never was one.
 	suspects *bitmap.Bitmap
 
+	// whole are the chunks that the target has in full, for a target that will be given a backing node later: a cluster that is
+	// written in part there is filled up with zeroes, which would hide what that node has. Nil for any other target.
+	whole *bitmap.Bitmap
+
 	// claims are the byte ranges that somebody works on, in the order in which they were asked for. Those of the copy
 	// overlap no other; those of guests may have to wait for earlier ones.
 	claims []*op
@@ -56,7 +60,22 @@ type planner struct {
 
 // newPlanner makes a planner for a disk of size bytes. Nothing is dirty, nothing known to be zero.
 func newPlanner(size, granularity int64, mode Mode) (*planner, error) {
-	chunk := bitmap.MinGranularity(size, min(granularity, maxChunk), maxBitmapMemory)
+	return newPlannerOf(size, min(granularity, maxChunk), granularity, mode)
+}
+
+// newWholePlanner makes a planner for a target that gets whole clusters only.
+func newWholePlanner(size, granularity, cluster int64, mode Mode) (*planner, error) {
+	least := max(min(granularity, maxChunk), cluster)
+	p, err := newPlannerOf(size, least, max(granularity, cluster), mode)
+	if err == nil {
+		p.whole, _ = bitmap.New(size, p.d.Granularity())
+	}
+	return p, err
+}
+
+// newPlannerOf makes a planner with chunks of at least so many bytes, and at most granularity.
+func newPlannerOf(size, least, granularity int64, mode Mode) (*planner, error) {
+	chunk := bitmap.MinGranularity(size, least, maxBitmapMemory)
 	switch {
 	case chunk > maxGranularity:
 		return nil, fmt.Errorf("A disk of %d bytes is too long: its bitmaps would take more than %d MiB with any granularity", size,

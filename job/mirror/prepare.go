@@ -20,14 +20,14 @@ func (l *loop) prepare(ctx context.Context) error {
 		m.planner.touch(0, m.planner.d.Size())
 		m.mu.Unlock()
 	}
-	switch m.opts.Sync {
-	case SyncNone, SyncBitmap:
+	switch sync := m.opts.Sync; {
+	case m.opts.Commit != CommitNot, sync == SyncTop:
+		return l.scan(ctx)
+	case sync == SyncNone, sync == SyncBitmap:
 		m.mu.Lock()
 		m.planner.skipScan()
 		m.mu.Unlock()
 		return nil
-	case SyncTop:
-		return l.scan(ctx)
 	}
 	zero, err := l.targetIsZero(ctx)
 	if err != nil {
@@ -134,7 +134,7 @@ func (l *loop) lookAndWait(ctx context.Context) error {
 	}
 }
 
-// scan walks the extents of the source once. An extent that reads as zero needs no copy where the target does, too.
+// scan walks the extents of the source once.
 func (l *loop) scan(ctx context.Context) error {
 	m := l.m
 	size := m.planner.d.Size()
@@ -142,25 +142,56 @@ func (l *loop) scan(ctx context.Context) error {
 		if err := l.look(ctx); err != nil {
 			return err
 		}
-		var extent block.Extent
+		var found scanned
 		err := m.inside(ctx, func() (err error) {
-			extent, err = m.filter.source.BlockStatus(ctx, at, min(size-at, scanSlice))
+			found, err = m.classify(ctx, at, min(size-at, scanSlice))
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		allocated := extent.Status&block.StatusAllocated != 0
-		dirty := allocated
-		if m.opts.Sync == SyncFull {
-			dirty = extent.Status&block.StatusData != 0
-		}
 		m.mu.Lock()
-		done := m.planner.scan(extent.Len, dirty, dirty || allocated)
+		done := m.planner.scan(found.len, found.dirty, found.counts)
 		m.bytes.Skipped += done
 		m.mu.Unlock()
 		m.progress.Done(done)
-		at += extent.Len
+		at += found.len
 	}
 	return nil
+}
+
+// scanned is what the scan makes of an extent.
+type scanned struct {
+	len    int64
+	dirty  bool // it has to be copied
+	counts bool // it is work done if it has not
+}
+
+// classify decides about the extent of the source at an offset, as far as it is alike.
+func (m *Mirror) classify(ctx context.Context, at, n int64) (s scanned, err error) {
+	if m.opts.Commit != CommitNot {
+		s.len, s.dirty, err = m.opts.Source.AllocatedAbove(ctx, m.opts.Target, at, n)
+		s.counts = s.dirty || m.opts.Commit == CommitLower
+		return s, err
+	}
+	extent, err := m.filter.source.BlockStatus(ctx, at, n)
+	if err != nil {
+		return s, err
+	}
+	s.len = extent.Len
+	allocated := extent.Status&block.StatusAllocated != 0
+	switch {
+	case m.opts.Sync == SyncTop:
+		s.dirty, s.counts = allocated, allocated
+	case extent.Status&block.StatusData != 0:
+		s.dirty, s.counts = true, true
+	case allocated:
+		s.counts = true // the target reads as zero, too
+	case m.opts.Source.Backing() != nil:
+		// A layer below may have it. What none has is no part of the work.
+		var depth int
+		s.len, depth, err = m.opts.Source.AllocationDepth(ctx, at, extent.Len)
+		s.counts = depth > 0
+	}
+	return s, err
 }

@@ -26,7 +26,7 @@ var errSizes = errors.New("Source and target image have different sizes")
 
 // Run is the loop of the job.
 func (m *Mirror) Run(ctx context.Context, _ *job.Job) error {
-	if m.opts.Source.Size() != m.opts.Target.Size() {
+	if m.opts.Commit == CommitNot && m.opts.Source.Size() != m.opts.Target.Size() {
 		return errSizes
 	}
 	stop := context.AfterFunc(ctx, m.giveUp)
@@ -47,12 +47,16 @@ func (m *Mirror) Clean(error) error {
 	m.mu.Unlock()
 	m.giveUp()
 	m.forget()
-	if m.gone {
-		return nil
+	var errs []error
+	if !m.gone {
+		// Giving permissions up makes no conflict, so this should not fail. If it does, the filter stays and passes requests on to
+		// the source: the job's guests, and all others, go on.
+		errs = append(errs, m.remove(context.Background()))
 	}
-	// Giving permissions up makes no conflict, so this should not fail. If it does, the filter stays and passes requests on to the
-	// source: the job's guests, and all others, go on.
-	return m.remove(context.Background())
+	if m.opts.OnEnd != nil {
+		errs = append(errs, m.opts.OnEnd(m.pivoted))
+	}
+	return errors.Join(errs...)
 }
 
 // loop is the state of the job's goroutine.
@@ -77,7 +81,9 @@ func (l *loop) turn(ctx context.Context) error {
 	}
 	sample := l.measure(time.Now())
 	complete, _ := l.m.job.CompleteWanted()
-	if complete {
+	if l.m.opts.Commit == CommitLower {
+		complete = true // it ends by itself
+	} else if complete {
 		// A guest that writes faster than the copy would keep the job from its end.
 		l.lastPass()
 	}
