@@ -7,11 +7,15 @@ BENCHTIME ?= 0.2s
 HISTORIES ?= 20
 # How long the tests of one package may take; the whole of `make test` takes a few minutes.
 TIMEOUT   ?= 8m
+# How long `make interop` may take in all, once the programs are there.
+INTEROP_TIMEOUT ?= 10m
 
 # Go's test runner, with what was skipped and why. Pipelines and loops need bash.
 SHELL     := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 test_run  := $(GO) run .ci/report.go -timeout $(TIMEOUT)
+# Packages whose tests, or some of them, take too long for `make test` and ask for BLKMIRROR_INTEROP; those that exist are run.
+interop   := daemon/guest daemon/hosts
 # ST1005: error texts of QMP begin with a capital letter, as clients know them.
 checks    := inherit,-ST1005
 
@@ -36,6 +40,12 @@ peers: ## install the programs that tests set beside ours (Debian packages; need
 .PHONY: test
 test: peers ## run all tests, those with other programs included; says what it skips and why
 	$(test_run) ./...
+
+.PHONY: interop
+interop: ## run the tests that need virtual machines or take minutes; installs more programs (INTEROP_TIMEOUT=10m)
+	@.ci/peers interop
+	BLKMIRROR_INTEROP=1 timeout -k 10 $(INTEROP_TIMEOUT) $(GO) test -v -count=1 -p 1 -timeout $(INTEROP_TIMEOUT) \
+	    $(addprefix ./,$(wildcard $(interop)))
 
 .PHONY: race
 race: ## run all tests but those of the built binaries under the race detector
