@@ -3,6 +3,8 @@
 package handlers
 
 import (
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/driver/nbd"
 	"github.com/blkmirror/blkmirror/job"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
@@ -47,4 +49,24 @@ func (e jobEvents) Failed(id string, f job.Failure) {
 	text := job.ErrorText(f.Err)
 	event.Errno = &text
 	e.emit(event)
+}
+
+// tellOfConnection tells monitors when a node loses its server, and when it has it again.
+func (h *Handlers) tellOfConnection(n *block.Node) {
+	disk, ok := n.Driver().(*nbd.Disk)
+	if !ok {
+		return
+	}
+	disk.OnState(func(s nbd.State, why error) {
+		event := &api.BlockNodeConnectionEvent{NodeName: n.Name(), State: connectionStates[s]}
+		if why != nil {
+			event.Reason = nonEmpty(why.Error())
+		}
+		h.config.Emit(event)
+	})
+}
+
+var connectionStates = [...]api.BlockNodeConnectionState{
+	nbd.Connected: api.BlockNodeConnectionStateConnected, nbd.Waiting: api.BlockNodeConnectionStateWaiting,
+	nbd.Failing: api.BlockNodeConnectionStateFailing, nbd.Broken: api.BlockNodeConnectionStateBroken,
 }

@@ -63,6 +63,7 @@ func (h *Handlers) open(tx *block.Tx, o *api.BlockdevOptions, parent *nodeOption
 	if err != nil {
 		return nil, err
 	}
+	h.tellOfConnection(n)
 	h.opened[n] = &openedNode{options: o, resolved: *options}
 	tx.OnRollBack(func() { delete(h.opened, n) })
 	if ref != nil && ref.Definition != nil {

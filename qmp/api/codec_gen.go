@@ -5231,6 +5231,39 @@ func (v *BlockWriteThresholdEvent) decodeMembers(m *qmp.Members) {
 	v.WriteThreshold = m.Required("write-threshold").Uint(64)
 }
 
+// EncodeQMP writes v.
+func (v *BlockNodeConnectionEvent) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockNodeConnectionEvent) encodeMembers(e *qmp.Encoder) {
+	e.Key("node-name")
+	e.String(v.NodeName)
+	e.Key("state")
+	e.String(string(v.State))
+	if v.Reason != nil {
+		e.Key("reason")
+		e.String(*v.Reason)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockNodeConnectionEvent) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockNodeConnectionEvent) decodeMembers(m *qmp.Members) {
+	v.NodeName = m.Required("node-name").Text()
+	v.State = qmp.DecodeEnum[BlockNodeConnectionState](m.Required("state"))
+	if p := m.Optional("reason"); p.Present() {
+		v.Reason = new(p.Text())
+	}
+}
+
 // EncodeQMP writes the choice that is set.
 func (v *BlockDirtyBitmapOrStr) EncodeQMP(e *qmp.Encoder) {
 	switch {

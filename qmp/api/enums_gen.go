@@ -770,6 +770,29 @@ func (v ObjectType) Valid() bool {
 	return false
 }
 
+// BlockNodeConnectionState: How a node stands with the server that has its disk.
+type BlockNodeConnectionState string
+
+// Values of BlockNodeConnectionState.
+const (
+	BlockNodeConnectionStateConnected BlockNodeConnectionState = "connected" // requests are served
+	BlockNodeConnectionStateWaiting   BlockNodeConnectionState = "waiting"   // the connection is lost; requests wait for another one, for as long as reconnect-delay says
+	BlockNodeConnectionStateFailing   BlockNodeConnectionState = "failing"   // the connection is lost and requests fail; another one is still tried for
+	BlockNodeConnectionStateBroken    BlockNodeConnectionState = "broken"    // the server has another disk now; requests fail until the node is opened again
+)
+
+// Valid tells whether v is one of the values.
+func (v BlockNodeConnectionState) Valid() bool {
+	switch v {
+	case BlockNodeConnectionStateConnected,
+		BlockNodeConnectionStateWaiting,
+		BlockNodeConnectionStateFailing,
+		BlockNodeConnectionStateBroken:
+		return true
+	}
+	return false
+}
+
 // SocketAddressType: Kinds of addresses.
 type SocketAddressType string
 

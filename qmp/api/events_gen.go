@@ -33,6 +33,9 @@ func (*BlockJobCopyModeChangedEvent) EventName() string { return "BLOCK_JOB_COPY
 // EventName returns BLOCK_WRITE_THRESHOLD.
 func (*BlockWriteThresholdEvent) EventName() string { return "BLOCK_WRITE_THRESHOLD" }
 
+// EventName returns BLOCK_NODE_CONNECTION.
+func (*BlockNodeConnectionEvent) EventName() string { return "BLOCK_NODE_CONNECTION" }
+
 // newEvent returns an empty event of a name, or nil if it is unknown.
 func newEvent(name string) event {
 	switch name {
@@ -54,6 +57,8 @@ func newEvent(name string) event {
 		return new(BlockJobCopyModeChangedEvent)
 	case "BLOCK_WRITE_THRESHOLD":
 		return new(BlockWriteThresholdEvent)
+	case "BLOCK_NODE_CONNECTION":
+		return new(BlockNodeConnectionEvent)
 	}
 	return nil
 }

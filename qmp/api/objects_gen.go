@@ -2285,6 +2285,23 @@ func (v BlockWriteThresholdEvent) MarshalJSON() ([]byte, error) { return qmp.Enc
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockWriteThresholdEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// BlockNodeConnectionEvent: A node lost the connection to its server, or has one again (an addition).
+// After 'connected' a job that stopped for the loss can be resumed.
+type BlockNodeConnectionEvent struct {
+	// the node
+	NodeName string
+	// what holds from now on
+	State BlockNodeConnectionState
+	// why, for people; not with 'connected'
+	Reason *string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockNodeConnectionEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockNodeConnectionEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // BlockDirtyBitmapOrStr: A dirty bitmap: of the exported node, or of another one.
 type BlockDirtyBitmapOrStr struct {
 	// name of a bitmap of the same node

@@ -46,6 +46,9 @@ type Disk struct {
 		lostAt   time.Time
 		watchers map[uint64]func(unflushed bool)
 		lastID   uint64
+		state    State
+		why      error // of state
+		onState  func(State, error)
 	}
 }
 

@@ -27,10 +27,12 @@ func (d *Disk) lost(s *session) {
 	if !d.session.CompareAndSwap(s, nil) {
 		return
 	}
+	state := Waiting
 	if d.options.ReconnectDelay == 0 || d.mu.closed {
-		d.mu.failure = s.cause()
+		d.mu.failure, state = s.cause(), Failing
 	}
 	d.mu.lostAt = time.Now()
+	d.tellLocked(state, s.cause())
 	d.announceLocked()
 	d.losses <- s // has room: there is one session at a time, and only the keeper makes another
 }
@@ -63,14 +65,14 @@ func (d *Disk) keep(ctx context.Context) {
 // replace makes a new session in place of old. It returns false when there will be none any more.
 func (d *Disk) replace(ctx context.Context, old *session, pause *time.Duration) bool {
 	if d.options.Server.Network == "fd" {
-		d.fail(fmt.Errorf("%w; a descriptor cannot be connected again", old.cause()))
+		d.fail(Broken, fmt.Errorf("%w; a descriptor cannot be connected again", old.cause()))
 		return false
 	}
 	if d.options.ReconnectDelay > 0 {
 		d.mu.Lock()
 		left := d.options.ReconnectDelay - time.Since(d.mu.lostAt)
 		d.mu.Unlock()
-		late := time.AfterFunc(left, func() { d.fail(old.cause()) })
+		late := time.AfterFunc(left, func() { d.fail(Failing, old.cause()) })
 		defer late.Stop()
 	}
 	for {
@@ -84,7 +86,7 @@ func (d *Disk) replace(ctx context.Context, old *session, pause *time.Duration) 
 		}
 		if err := d.same(&s.export); err != nil {
 			s.drop()
-			d.fail(&block.Error{Kind: block.KindIO, Op: block.OpGraph, Err: err})
+			d.fail(Broken, &block.Error{Kind: block.KindIO, Op: block.OpGraph, Err: err})
 			return false
 		}
 		return d.resume(s)
@@ -92,11 +94,12 @@ func (d *Disk) replace(ctx context.Context, old *session, pause *time.Duration) 
 }
 
 // fail makes requests fail from now on that find no session.
-func (d *Disk) fail(err error) {
+func (d *Disk) fail(state State, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.session.Load() == nil {
 		d.mu.failure = err
+		d.tellLocked(state, err)
 		d.announceLocked()
 	}
 }
@@ -122,6 +125,7 @@ func (d *Disk) resume(s *session) bool {
 	s.start()
 	d.mu.failure = nil
 	d.session.Store(s)
+	d.tellLocked(Connected, nil)
 	d.announceLocked()
 	return true
 }
