@@ -39,30 +39,34 @@ func (n *Node) Below(other *Node) bool {
 // can be put where none was or taken away, and only if the driver is a [BackingSetter]. A node that nobody uses any more after
 // this, and that is not the operator's, is closed.
 func (tx *Tx) SetChild(n *Node, role string, to *Node) error {
+	from, err := tx.setChild(n, role, to)
+	if err != nil || from == nil || from.monitor || len(from.parents) > 0 {
+		return err
+	}
+	return tx.RemoveNode(from)
+}
+
+// setChild is SetChild that closes nothing and returns the node that the child led to; nil if there was none or it stays.
+func (tx *Tx) setChild(n *Node, role string, to *Node) (from *Node, err error) {
 	at := slices.IndexFunc(n.edges(), func(e *Edge) bool { return e.name == role })
 	switch {
 	case at < 0 && to == nil:
-		return nil
+		return nil, nil
 	case at < 0:
-		return tx.addBacking(n, role, to)
+		return nil, tx.addBacking(n, role, to)
 	}
 	e := n.edges()[at]
-	from := e.Node()
-	if from == to {
-		return nil
-	}
-	if to == nil {
-		if err := tx.dropBacking(n, at); err != nil {
-			return err
-		}
-	} else if err := tx.repoint(e, to); err != nil {
-		return err
+	from = e.Node()
+	switch {
+	case from == to:
+		return nil, nil
+	case to == nil:
+		err = tx.dropBacking(n, at)
+	default:
+		err = tx.repoint(e, to)
 	}
 	tx.touch(n)
-	if !from.monitor && len(from.parents) == 0 {
-		return tx.RemoveNode(from)
-	}
-	return nil
+	return from, err
 }
 
 func (tx *Tx) addBacking(n *Node, role string, to *Node) error {

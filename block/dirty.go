@@ -27,6 +27,10 @@ type DirtyBitmap struct {
 		bits      *bitmap.Bitmap
 		recording bool
 		busy      bool
+		// keeper is the node in whose image the bitmap is stored when that is closed; nil if it is not.
+		keeper *Node
+		// inconsistent: what the image had was of no use; such a bitmap records nothing and can only be removed.
+		inconsistent bool
 	}
 }
 
@@ -54,7 +58,7 @@ func (b *DirtyBitmap) Info() BitmapInfo {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return BitmapInfo{Name: b.name, Granularity: b.granularity, Count: b.mu.bits.Len() * b.granularity,
-		Recording: b.mu.recording, Busy: b.mu.busy}
+		Recording: b.mu.recording, Busy: b.mu.busy, Persistent: b.mu.keeper != nil, Inconsistent: b.mu.inconsistent}
 }
 
 // Snapshot is a copy of the bits.
@@ -71,19 +75,39 @@ func (b *DirtyBitmap) Clear() {
 	b.mu.bits.Clear(b.mu.bits.All())
 }
 
-// SetBusy reserves the bitmap for one user, or gives it back. A bitmap that is reserved cannot be reserved again.
+// SetBusy reserves the bitmap for one user, or gives it back. A bitmap that is reserved cannot be reserved again, and one that
+// is inconsistent not at all.
 func (b *DirtyBitmap) SetBusy(busy bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if busy && b.mu.busy {
-		return b.inUse()
+	if busy {
+		if err := b.freeLocked(); err != nil {
+			return err
+		}
 	}
 	b.mu.busy = busy
 	return nil
 }
 
-// Free is the error for an operator's request to a bitmap that is reserved; nil if it is not.
+// Free is the error for an operator's request to a bitmap that is reserved or of no use; nil if it is neither.
 func (b *DirtyBitmap) Free() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.freeLocked()
+}
+
+func (b *DirtyBitmap) freeLocked() error {
+	switch {
+	case b.mu.busy:
+		return b.inUse()
+	case b.mu.inconsistent:
+		return graphError(KindInvalid, "Bitmap '%s' is inconsistent and cannot be used: the image that has it was not closed "+
+			"properly; it can only be removed", b.name)
+	}
+	return nil
+}
+
+func (b *DirtyBitmap) busy() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.mu.busy {
@@ -111,7 +135,7 @@ func (b *DirtyBitmap) resize(size int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old := b.mu.bits.Size()
-	if size == old {
+	if size == old || b.mu.inconsistent {
 		return
 	}
 	bits, err := b.mu.bits.Resized(size)
@@ -158,7 +182,7 @@ func (n *Node) markDirty(off, length int64) {
 // bitmapsFit is the error for a disk that is too long for its bitmaps, or that cannot change because of a user of one.
 func (n *Node) bitmapsFit(size int64) error {
 	for _, b := range n.Bitmaps() {
-		if err := b.Free(); err != nil {
+		if err := b.busy(); err != nil {
 			return err
 		}
 		if err := bitmapFits(b.name, size, b.granularity); err != nil {

@@ -15,7 +15,7 @@ import (
 type BitmapConfig struct {
 	Name        string
 	Granularity int64 // bytes, a power of two; 0 for the node's cluster size within 4 KiB and 64 KiB, or 64 KiB
-	Persistent  bool  // store it in the image, which no driver can
+	Persistent  bool  // store it in the image when that is closed
 	Disabled    bool  // do not record
 }
 
@@ -43,8 +43,11 @@ func (tx *Tx) AddBitmap(n *Node, c BitmapConfig) (*DirtyBitmap, error) {
 		return nil, graphError(KindInvalid, "Granularity must be power of 2 and at least %d", minBitmapGranularity)
 	case taken == nil:
 		return nil, graphError(KindExists, "Bitmap already exists: %s", c.Name)
-	case c.Persistent:
-		return nil, graphError(KindNotSupported, "Can't store persistent bitmaps to %s: %s", n.name, KindNotSupported)
+	}
+	if c.Persistent {
+		if err := n.canKeep(BitmapInfo{Name: c.Name, Granularity: c.Granularity, Recording: !c.Disabled}); err != nil {
+			return nil, graphError(KindOf(err), "Can't store persistent bitmaps to %s: %w", n.name, err)
+		}
 	}
 	if err := bitmapFits(c.Name, n.Size(), c.Granularity); err != nil {
 		return nil, err
@@ -55,22 +58,37 @@ func (tx *Tx) AddBitmap(n *Node, c BitmapConfig) (*DirtyBitmap, error) {
 	}
 	b := &DirtyBitmap{name: c.Name, granularity: c.Granularity}
 	b.mu.bits, b.mu.recording = bits, !c.Disabled
+	if c.Persistent {
+		b.mu.keeper = n
+		tx.using = append(tx.using, n)
+	}
 	tx.setBitmaps(n, append(n.Bitmaps(), b))
 	return b, nil
 }
 
 // RemoveBitmap takes a dirty bitmap away from n.
 func (tx *Tx) RemoveBitmap(n *Node, b *DirtyBitmap) error {
-	if err := b.Free(); err != nil {
+	if err := b.busy(); err != nil {
+		return err
+	}
+	if err := tx.useBitmap(b); err != nil {
 		return err
 	}
 	tx.setBitmaps(n, slices.DeleteFunc(n.Bitmaps(), func(other *DirtyBitmap) bool { return other == b }))
 	return nil
 }
 
-// MoveBitmaps gives all dirty bitmaps of from to to, a node of the same size whose content is the same. Both are drained.
+// MoveBitmaps gives all dirty bitmaps of from to to, a node of the same size whose content is the same. Both are drained. Those
+// that are persistent stay so if the image of to can keep them. What is inconsistent stays where it is.
 func (tx *Tx) MoveBitmaps(from, to *Node) error {
-	moved := from.Bitmaps()
+	var moved, stay []*DirtyBitmap
+	for _, b := range from.Bitmaps() {
+		if b.Info().Inconsistent {
+			stay = append(stay, b)
+		} else {
+			moved = append(moved, b)
+		}
+	}
 	if len(moved) == 0 {
 		return nil
 	}
@@ -84,8 +102,13 @@ func (tx *Tx) MoveBitmaps(from, to *Node) error {
 				b.name, from.name, to.name)
 		}
 	}
-	tx.setBitmaps(to, append(to.Bitmaps(), moved...))
-	tx.setBitmaps(from, nil)
+	for _, b := range moved {
+		if err := tx.rehome(b, to); err != nil {
+			return err
+		}
+		tx.setBitmaps(to, append(to.Bitmaps(), b))
+	}
+	tx.setBitmaps(from, stay)
 	return nil
 }
 
@@ -125,6 +148,9 @@ func (tx *Tx) changeBitmap(b *DirtyBitmap, change func(bits *bitmap.Bitmap)) err
 	if err := b.Free(); err != nil {
 		return err
 	}
+	if err := tx.useBitmap(b); err != nil {
+		return err
+	}
 	b.mu.Lock()
 	old := b.mu.bits.Clone()
 	change(b.mu.bits)
@@ -140,6 +166,9 @@ func (tx *Tx) changeBitmap(b *DirtyBitmap, change func(bits *bitmap.Bitmap)) err
 // SetRecording enables or disables a bitmap.
 func (tx *Tx) SetRecording(b *DirtyBitmap, on bool) error {
 	if err := b.Free(); err != nil {
+		return err
+	}
+	if err := tx.useBitmap(b); err != nil {
 		return err
 	}
 	b.mu.Lock()

@@ -2,7 +2,11 @@
 
 package block
 
-import "context"
+import (
+	"context"
+
+	"github.com/blkmirror/blkmirror/block/bitmap"
+)
 
 // Flags modify a write or a write of zeroes.
 type Flags uint8
@@ -109,6 +113,14 @@ type BackingChanger interface {
 	ChangeBackingFile(ctx context.Context, name, format string) error
 }
 
+// Settler is a driver that puts off part of what it writes about its image. Settle brings the image to rest: nothing is left
+// in memory only, and no mark says that it is in use. It is called while no request is under way and while all permissions are
+// still held, before the node is closed and before another driver takes over the image. The driver goes on afterwards as if
+// nothing had been if there are more requests; without them, Close writes nothing.
+type Settler interface {
+	Settle(ctx context.Context) error
+}
+
 // PermissionHolder carries permissions to the world outside the graph, such as to locks on an image file. need is what
 // the users of the node need together, share what all of them leave to others. A failure leaves the old state in place;
 // giving up needs or sharing more cannot fail for long.
@@ -173,6 +185,38 @@ type BitmapInfo struct {
 	Recording   bool
 	Busy        bool
 	Persistent  bool
+	// Inconsistent: the image that keeps it was not closed properly, so that its bits mean nothing.
+	Inconsistent bool
+}
+
+// StoredBitmap is a dirty bitmap as an image keeps it.
+type StoredBitmap struct {
+	Name         string
+	Granularity  int64          // bytes, a power of two
+	Recording    bool           // it takes note of writes as soon as the node is open
+	Inconsistent bool           // it was in use when its image was closed improperly
+	Bits         *bitmap.Bitmap // for StoreBitmaps, read only; nil for one that is inconsistent
+}
+
+// BitmapKeeper is a driver whose image can keep dirty bitmaps, so that they outlive the node. While the node is open, its
+// bitmaps live in memory; the image has them as they were when it was opened, and after UseBitmaps a mark that they are not to
+// be trusted. Nothing is under way on the node when the methods are called, and there is one call at a time.
+type BitmapKeeper interface {
+	// StoredBitmaps lists what the image has, without the bits. It does no I/O.
+	StoredBitmaps() []StoredBitmap
+	// ReadBitmap sets in bits, all of which are clear, those of the stored bitmap of a name, which is consistent. bits has its
+	// granularity and the size of the disk.
+	ReadBitmap(ctx context.Context, name string, bits *bitmap.Bitmap) error
+	// CanKeepBitmap says why a bitmap cannot be stored beside n others; nil if it can.
+	CanKeepBitmap(b BitmapInfo, n int) error
+	// UseBitmaps marks, durably, all stored bitmaps as in use: whoever finds that mark on a disk that nobody has open takes them
+	// for inconsistent. It is called, with the permission to write to the image, before the first write to the disk and before
+	// the first change of a bitmap. An image that has none stays as it is.
+	UseBitmaps(ctx context.Context) error
+	// StoreBitmaps makes list, whose bits do not change meanwhile, all that the image keeps, and takes the mark away. What was
+	// stored before is given up, but after a failure or a crash on the way it is either still there, and marked, or list is.
+	// The permission to write to the image is held.
+	StoreBitmaps(ctx context.Context, list []StoredBitmap) error
 }
 
 // BitmapReporter is a driver that keeps dirty bitmaps of its own.

@@ -117,7 +117,7 @@ func (g *Graph) Change(ctx context.Context, f func(tx *Tx) error) error {
 	defer tx.resume()
 	err := f(tx)
 	if err == nil {
-		err = tx.applyPermissions()
+		err = tx.applyPermissions(ctx)
 	}
 	if err != nil {
 		tx.rollBack()

@@ -51,6 +51,7 @@ type Node struct {
 	parents  []*Edge
 	blockers []*Blocker
 	held     heldPerms
+	inUse    bool // the driver was told that the dirty bitmaps of its image are in use
 }
 
 // opened is a driver with the options that it was opened with, and what it can do beyond Driver, asked for once. It does
@@ -67,6 +68,8 @@ type opened struct {
 	resizer  Resizer
 	permit   ChildPermitter
 	holder   PermissionHolder
+	settler  Settler
+	keeper   BitmapKeeper
 	delayer  Delayer
 	listener EventListener
 }
@@ -95,6 +98,8 @@ func newOpened(d Driver, options Options) *opened {
 	o.resizer, _ = d.(Resizer)
 	o.permit, _ = d.(ChildPermitter)
 	o.holder, _ = d.(PermissionHolder)
+	o.settler, _ = d.(Settler)
+	o.keeper, _ = d.(BitmapKeeper)
 	o.delayer, _ = d.(Delayer)
 	o.listener, _ = d.(EventListener)
 	return o
@@ -147,7 +152,8 @@ func (n *Node) FileName() string {
 	return ""
 }
 
-// AllocatedBytes is what the images of the node and those below it take on the host; false if nobody knows.
+// AllocatedBytes is what the images of the node and those below it, but for its backing chain, take on the host; false if
+// nobody knows.
 func (n *Node) AllocatedBytes() (int64, bool) {
 	if a, ok := n.now().driver.(AllocationReporter); ok {
 		bytes, err := a.AllocatedBytes()
@@ -156,7 +162,7 @@ func (n *Node) AllocatedBytes() (int64, bool) {
 	var sum int64
 	known := false
 	for _, e := range n.edges() {
-		if !e.hidden {
+		if !e.hidden && (n.filter || e.name != childBacking) {
 			if bytes, ok := e.Node().AllocatedBytes(); ok {
 				sum, known = sum+bytes, true
 			}

@@ -2,11 +2,18 @@
 
 package block
 
-import "slices"
+import (
+	"context"
+	"slices"
+)
 
 // applyPermissions works out the permissions of all edges below the nodes whose users changed, refuses conflicts, and
-// carries the result to image files. A failure leaves undo steps behind for what was done.
-func (tx *Tx) applyPermissions() error {
+// carries the result to image files. Before that, nodes that go are brought to rest, since they may have to write. A failure
+// leaves undo steps behind for what was done.
+func (tx *Tx) applyPermissions(ctx context.Context) error {
+	if err := tx.settleLeaving(ctx); err != nil {
+		return err
+	}
 	order := tx.topDown(tx.touched)
 	for _, n := range order {
 		if err := checkConflicts(n); err != nil {
@@ -53,8 +60,11 @@ func (tx *Tx) applyPermissions() error {
 		}
 	}
 	tx.touched = nil
-	return nil
+	return tx.useBitmaps(ctx, order)
 }
+
+// ApplyPermissions puts in force, before the change ends, what its steps so far need and share.
+func (tx *Tx) ApplyPermissions(ctx context.Context) error { return tx.applyPermissions(ctx) }
 
 // heldPerms is what a driver was last told to hold outside the graph.
 type heldPerms struct{ need, share Perm }

@@ -11,9 +11,9 @@ import (
 type Reopen struct {
 	Node    *Node
 	Options Options
-	// Children are the nodes below from now on, in the order of the old ones; nil to keep them.
-	Children []*Node
-	// Open makes the new driver; nil to keep the old one. The edges are those to Children.
+	// Children are the nodes below from now on, by their roles; nil to keep them. Only a backing node can come and go.
+	Children []Child
+	// Open makes the new driver; nil to keep the old one. The edges are those to the nodes below, in any order.
 	Open func(edges []*Edge) (Driver, error)
 	// Content says that the disk may show something else afterwards even with the same children.
 	Content bool
@@ -26,17 +26,21 @@ func (tx *Tx) Reopen(ctx context.Context, list []Reopen) error {
 		if err := tx.mayReopen(&r); err != nil {
 			return err
 		}
-		if err := tx.Drain(ctx, nil, append(slices.Clone(r.Children), r.Node)...); err != nil {
+		drain := []*Node{r.Node}
+		for _, c := range r.Children {
+			drain = append(drain, c.Node)
+		}
+		if err := tx.Drain(ctx, nil, drain...); err != nil {
 			return err
 		}
+	}
+	if err := tx.settleReopened(ctx, list); err != nil {
+		return err
 	}
 	if err := tx.repointAll(list); err != nil {
 		return err
 	}
-	var nodes []*Node
-	for _, r := range list {
-		nodes = append(nodes, r.Node)
-	}
+	nodes := reopened(list)
 	for _, n := range slices.Backward(tx.topDown(nodes)) { // drivers look at the nodes below when they open
 		if i := slices.Index(nodes, n); i >= 0 {
 			if err := tx.exchange(ctx, &list[i]); err != nil {
@@ -47,7 +51,7 @@ func (tx *Tx) Reopen(ctx context.Context, list []Reopen) error {
 			}
 		}
 	}
-	if err := tx.applyPermissions(); err != nil {
+	if err := tx.applyPermissions(ctx); err != nil {
 		return err
 	}
 	for _, n := range nodes {
@@ -61,16 +65,14 @@ func (tx *Tx) Reopen(ctx context.Context, list []Reopen) error {
 func (tx *Tx) repointAll(list []Reopen) error {
 	var left []*Node
 	for _, r := range list {
-		for i, to := range r.Children {
-			e := r.Node.edges()[i]
-			from := e.Node()
-			if from == to {
-				continue
-			}
-			if err := tx.repoint(e, to); err != nil {
+		for role, to := range r.changes() {
+			from, err := tx.setChild(r.Node, role, to)
+			if err != nil {
 				return err
 			}
-			left = append(left, from)
+			if from != nil {
+				left = append(left, from)
+			}
 		}
 	}
 	for _, n := range left {
@@ -83,6 +85,28 @@ func (tx *Tx) repointAll(list []Reopen) error {
 	return nil
 }
 
+// changes are the roles of children that change, with the new ones.
+func (r *Reopen) changes() map[string]*Node {
+	changes := map[string]*Node{}
+	if r.Children == nil {
+		return changes
+	}
+	for _, e := range r.Node.edges() {
+		if !e.hidden {
+			changes[e.name] = nil
+		}
+	}
+	for _, c := range r.Children {
+		changes[c.Name] = c.Node
+	}
+	for _, e := range r.Node.edges() {
+		if changes[e.name] == e.Node() {
+			delete(changes, e.name)
+		}
+	}
+	return changes
+}
+
 // mayReopen is the error for what would harm a job on the node or above it.
 func (tx *Tx) mayReopen(r *Reopen) error {
 	n := r.Node
@@ -91,11 +115,7 @@ func (tx *Tx) mayReopen(r *Reopen) error {
 			return err
 		}
 	}
-	other := r.Content
-	for i, to := range r.Children {
-		other = other || n.edges()[i].Node() != to
-	}
-	if !other {
+	if !r.Content && len(r.changes()) == 0 {
 		return nil
 	}
 	return tx.g.busyAbove(n)
@@ -155,6 +175,11 @@ func (tx *Tx) exchange(ctx context.Context, r *Reopen) error {
 		return openError(n.name, err)
 	}
 	tx.OnRollBack(func() { _ = driver.Close() })
+	if old.options.ReadOnly && !r.Options.ReadOnly { // others may have written to the image
+		if err := tx.reloadBitmaps(ctx, n, driver); err != nil {
+			return err
+		}
+	}
 	if old.holder != nil {
 		if err := tx.hold(n, heldPerms{0, PermAll}); err != nil {
 			return err

@@ -191,7 +191,7 @@ func TestReopenRepointsChildren(t *testing.T) {
 	top := rawNode(t, g, "top", n, raw.Options{})
 	b := blocktest.Attach(t, g, top, "guest", block.PermWrite, block.PermAll&^block.PermResize)
 	point := func(n, to *block.Node) error {
-		return reopen(g, block.Reopen{Node: n, Children: []*block.Node{to}, Open: opensRaw(raw.Options{})})
+		return reopen(g, block.Reopen{Node: n, Children: fileChild(to), Open: opensRaw(raw.Options{})})
 	}
 	for _, to := range []*block.Node{n, top} {
 		if err := point(n, to); err == nil || !strings.Contains(err.Error(), "would create a cycle") {
@@ -226,7 +226,7 @@ func TestReopenChangesSize(t *testing.T) {
 	must(t, top.WriteAt(bg, []byte{1}, 20*kib, 0))
 	b := blocktest.Attach(t, g, top, "export 'e'", block.PermConsistentRead, block.PermAll&^block.PermResize)
 	window := func(offset int64) error {
-		return reopen(g, block.Reopen{Node: n, Children: []*block.Node{below}, Content: true,
+		return reopen(g, block.Reopen{Node: n, Children: fileChild(below), Content: true,
 			Open: opensRaw(raw.Options{Offset: offset})})
 	}
 	if err := window(32 * kib); block.KindOf(err) != block.KindPermission || !strings.Contains(err.Error(), "export 'e'") ||
@@ -257,9 +257,9 @@ func TestReopenOfNodesInUseByAJob(t *testing.T) {
 	})
 	for what, r := range map[string]block.Reopen{
 		"read-only":            {Node: n, Options: block.Options{ReadOnly: true}},
-		"child":                {Node: n, Children: []*block.Node{other}, Open: opensRaw(raw.Options{})},
-		"child further below":  {Node: low, Children: []*block.Node{other}, Open: opensRaw(raw.Options{})},
-		"window further below": {Node: low, Children: []*block.Node{below}, Content: true, Open: opensRaw(raw.Options{})},
+		"child":                {Node: n, Children: fileChild(other), Open: opensRaw(raw.Options{})},
+		"child further below":  {Node: low, Children: fileChild(other), Open: opensRaw(raw.Options{})},
+		"window further below": {Node: low, Children: fileChild(below), Content: true, Open: opensRaw(raw.Options{})},
 	} {
 		if err := reopen(g, r); block.KindOf(err) != block.KindBusy || !strings.Contains(err.Error(), "Node 'n' is busy") {
 			t.Errorf("%s: %v", what, err)
@@ -293,3 +293,5 @@ func TestWriteThreshold(t *testing.T) {
 		t.Errorf("told %v", told)
 	}
 }
+
+func fileChild(n *block.Node) []block.Child { return []block.Child{{Name: "file", Node: n}} }

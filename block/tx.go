@@ -16,6 +16,8 @@ type Tx struct {
 	touched []*Node        // nodes whose users changed
 	gates   []*Gate        // closed by this change
 	drained []*Node
+	leaving []*Node   // removed, and not settled yet
+	using   []*Node   // whose stored bitmaps are to be marked as in use
 	hurried []Delayer // drivers that were told of a drain
 }
 
@@ -99,11 +101,13 @@ func openError(name string, err error) error {
 	return &Error{Kind: KindOf(err), Op: OpOpen, Node: name, Err: err}
 }
 
-// RemoveNode closes a node that nobody uses, and the nodes below it that only it used and that are not the operator's.
+// RemoveNode closes a node that nobody uses, and the nodes below it that only it used and that are not the operator's. Their
+// images are brought to rest before permissions change; if that fails, so does the change.
 func (tx *Tx) RemoveNode(n *Node) error {
 	if len(n.parents) > 0 {
 		return graphError(KindBusy, "Node %s is in use by %s", n.name, n.parents[0].userName())
 	}
+	tx.leaving = append(tx.leaving, n)
 	position := tx.unlist(n)
 	tx.OnRollBack(func() { tx.relist(n, position) })
 	for _, e := range n.edges() {
@@ -309,7 +313,7 @@ func (tx *Tx) Resize(ctx context.Context, n *Node, size int64) error {
 	if err != nil {
 		return err
 	}
-	if err := tx.applyPermissions(); err != nil {
+	if err := tx.applyPermissions(ctx); err != nil {
 		return err
 	}
 	if err := tx.Drain(ctx, nil, n); err != nil {

@@ -112,7 +112,8 @@ func (r *reopening) plan(n *block.Node) error {
 		return err
 	}
 	if below != nil {
-		change.Children = []*block.Node{below}
+		role, _ := childOf(o)
+		change.Children = []block.Child{{Name: role, Node: below}}
 	}
 	exchange, err := r.driver(n, was, becomes, &change)
 	if err != nil {
