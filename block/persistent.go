@@ -121,7 +121,7 @@ func (n *Node) canKeep(b BitmapInfo) error {
 	case o.keeper == nil:
 		return NotSupported
 	case o.options.ReadOnly:
-		return errReadOnly
+		return &Error{Kind: KindReadOnly, Op: OpGraph, Err: errReadOnly}
 	}
 	return o.keeper.CanKeepBitmap(b, len(n.keptBitmaps()))
 }
