@@ -165,25 +165,20 @@ func (v *Overlay) outward(off, n int64) (int64, int64) {
 	return from, min((off+n+v.cluster-1)/v.cluster*v.cluster, v.Size()) - from
 }
 
-// adopt makes all clusters that a range touches the layer's own. What it will not be written over is copied.
+// adopt makes the cluster of a range its own that will be written next. A reader sees the old content until it is written.
 func (v *Overlay) adopt(ctx context.Context, off, n int64) error {
-	from, length := v.outward(off, n)
-	for at := from; at < from+length; at += v.cluster {
-		what, size := v.run(at, min(v.cluster, v.Size()-at))
-		if what == own {
-			continue
-		}
-		p := make([]byte, size)
-		if off > at || off+n < at+size {
-			if err := v.ReadAt(ctx, p, at); err != nil {
-				return err
-			}
-		}
-		if err := v.Own.WriteAt(ctx, p, at, 0); err != nil {
-			return err
-		}
-		v.set(at, size, own)
+	at, size := v.outward(off, n)
+	if what, _ := v.run(at, size); what == own {
+		return nil
 	}
+	p := make([]byte, size)
+	if err := v.ReadAt(ctx, p, at); err != nil {
+		return err
+	}
+	if err := v.Own.WriteAt(ctx, p, at, 0); err != nil {
+		return err
+	}
+	v.set(at, size, own)
 	return nil
 }
 
@@ -191,10 +186,18 @@ func (v *Overlay) adopt(ctx context.Context, off, n int64) error {
 func (v *Overlay) WriteAt(ctx context.Context, p []byte, off int64, flags block.Flags) error {
 	h := v.lock.Lock(v.outward(off, int64(len(p))))
 	defer v.lock.Unlock(h)
-	if err := v.adopt(ctx, off, int64(len(p))); err != nil {
-		return err
-	}
-	return v.Own.WriteAt(ctx, p, off, flags)
+	return v.eachCluster(off, int64(len(p)), func(at, size int64, whole bool) error {
+		if !whole {
+			if err := v.adopt(ctx, at, size); err != nil {
+				return err
+			}
+		}
+		if err := v.Own.WriteAt(ctx, p[at-off:at-off+size], at, flags); err != nil {
+			return err
+		}
+		v.set(at/v.cluster*v.cluster, size, own)
+		return nil
+	})
 }
 
 // WriteZeroes makes whole clusters zero by a note, and writes the rest.

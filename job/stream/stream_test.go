@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package stream_test
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/blocktest"
+	"github.com/blkmirror/blkmirror/job"
+	"github.com/blkmirror/blkmirror/job/chain/chaintest"
+	"github.com/blkmirror/blkmirror/job/stream"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const kib = 1 << 10
+
+// stack is a base of 1 MiB full of ones, a layer with twos from 256 KiB to 384 KiB and a hole of zeroes after it, and an empty one.
+func stack(t *testing.T) *chaintest.Rig {
+	r := chaintest.New(t, bytes.Repeat([]byte{1}, 1<<20))
+	middle := r.AddOverlay(blocktest.OverlayOptions{})
+	must(t, middle.Node.WriteAt(chaintest.Ctx, bytes.Repeat([]byte{2}, 128*kib), 256*kib, 0))
+	must(t, middle.Node.WriteZeroes(chaintest.Ctx, 384*kib, 64*kib, 0))
+	r.AddOverlay(blocktest.OverlayOptions{})
+	r.Attach()
+	return r
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func start(t testing.TB, r *chaintest.Rig, o stream.Options) *job.Job {
+	t.Helper()
+	o.JobID, o.AutoDismiss = "j", true
+	if o.Device == nil {
+		o.Device = r.Top()
+	}
+	_, err := stream.Start(chaintest.Ctx, r.Graph, r.Jobs, o, nil)
+	must(t, err)
+	j, err := r.Jobs.Find("j")
+	must(t, err)
+	return j
+}
+
+func TestStreamAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := stack(t)
+		top := r.Layers[2]
+		j := start(t, r, stream.Options{AutoFinalize: true})
+		<-j.Done()
+		synctest.Wait()
+		if want := "created running waiting pending COMPLETED 1048576/1048576 concluded null"; r.Events.String() != want {
+			t.Errorf("%s, want %s", r.Events, want)
+		}
+		if top.Node.Backing() != nil || len(r.Graph.Users(r.Layers[1].Node)) != 0 {
+			t.Error("the layers below are still there")
+		}
+		if r.Guest.Node() != top.Node {
+			t.Error("the filter is still there")
+		}
+		r.Check(0, 1<<20)
+		if name, format := top.Overlay.BackingFile(); name != "" || format != "" {
+			t.Errorf("the image names %q, %q", name, format)
+		}
+		if top.Overlay.Allocated() != 15 {
+			t.Errorf("%d clusters are allocated, and not all but the one that is zero", top.Overlay.Allocated())
+		}
+	})
+}
+
+func TestStreamDownToBase(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := stack(t)
+		top := r.Layers[2]
+		name := "other"
+		j := start(t, r, stream.Options{Base: r.Layers[0].Node, AutoFinalize: true, BackingFile: &name})
+		<-j.Done()
+		synctest.Wait()
+		must(t, j.Err())
+		if top.Node.Backing() != r.Layers[0].Node || top.Overlay.Allocated() != 3 {
+			t.Errorf("over %v, %d clusters", top.Node.Backing(), top.Overlay.Allocated())
+		}
+		if name, format := top.Overlay.BackingFile(); name != "other" || format != "test" {
+			t.Errorf("the image names %q, %q", name, format)
+		}
+		r.Check(0, 1<<20)
+	})
+}
+
+// Nothing is copied that base has, and a range beyond the end of a layer that goes does not show base's data afterwards.
+func TestShortLayerHidesBase(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := chaintest.New(t, bytes.Repeat([]byte{1}, 256*kib))
+		r.AddOverlay(blocktest.OverlayOptions{Size: 64 * kib})
+		r.AddOverlay(blocktest.OverlayOptions{Size: 256 * kib})
+		r.Attach()
+		j := start(t, r, stream.Options{Base: r.Layers[0].Node, AutoFinalize: true})
+		<-j.Done()
+		synctest.Wait()
+		must(t, j.Err())
+		r.Check(0, 256*kib)
+		if reads, _ := r.Layers[0].Mem.Count(block.OpRead); reads > 2 { // the model, and the check
+			t.Errorf("%d reads of the base", reads)
+		}
+	})
+}
+
+func TestRefused(t *testing.T) {
+	r := stack(t)
+	other := r.Overlay("other", nil, blocktest.OverlayOptions{Size: 1 << 20})
+	blocktest.Change(t, r.Graph, func(tx *block.Tx) error { tx.Block(r.Layers[1].Node, "test"); return nil })
+	for _, c := range []struct {
+		o    stream.Options
+		want string
+	}{
+		{stream.Options{Device: r.Top(), Base: other.Node}, "'other' is not in the backing chain of 'layer2'"},
+		{stream.Options{Device: r.Top(), Base: r.Top()}, "Cannot stream 'layer2' into itself"},
+		{stream.Options{Device: r.Top(), Speed: -1}, "Parameter 'speed' expects a non-negative value"},
+		{stream.Options{Device: r.Top()}, "Node 'layer1' is busy: test"},
+	} {
+		c.o.JobID = "j"
+		if _, err := stream.Start(chaintest.Ctx, r.Graph, r.Jobs, c.o, nil); err == nil || err.Error() != c.want {
+			t.Errorf("%v, want %s", err, c.want)
+		}
+		if r.Guest.Node() != r.Top() || len(r.Jobs.Jobs()) != 0 {
+			t.Error("something is left")
+		}
+	}
+}
+
+func TestPolicies(t *testing.T) {
+	for _, c := range []struct {
+		policy job.Policy
+		want   string
+	}{
+		{job.PolicyReport, "created running ERROR(true,report) aborting COMPLETED(Input/output error) concluded null"},
+		{job.PolicyIgnore, "created running ERROR(true,ignore) waiting pending COMPLETED 1048576/1048576 concluded null"},
+		{job.PolicyStop, "created running ERROR(true,stop) paused running waiting pending COMPLETED 1048576/1048576 concluded null"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := stack(t)
+			r.Slow(r.Layers[:1], rand.New(rand.NewPCG(1, 1)), time.Millisecond)
+			r.Faults(1)
+			j := start(t, r, stream.Options{OnError: c.policy, AutoFinalize: true})
+			time.Sleep(10 * time.Millisecond)
+			r.Faults(0)
+			if c.policy == job.PolicyStop {
+				if i := j.Info(); i.IOStatus != job.IOFailed {
+					t.Errorf("io-status %s", i.IOStatus)
+				}
+				must(t, j.Resume(nil))
+			}
+			<-j.Done()
+			synctest.Wait()
+			if r.Events.String() != c.want {
+				t.Errorf("%s, want %s", r.Events, c.want)
+			}
+			r.Check(0, 1<<20)
+		})
+	}
+}
+
+func TestSpeed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := stack(t)
+		began := time.Now()
+		j := start(t, r, stream.Options{Speed: 256 * kib, AutoFinalize: true})
+		time.Sleep(time.Second)
+		if i := j.Info(); i.Current < 192*kib || i.Current > 400*kib {
+			t.Errorf("%d bytes after a second", i.Current)
+		}
+		<-j.Done()
+		if took := time.Since(began); took < 3*time.Second || took > 4*time.Second {
+			t.Errorf("960 KiB took %v", took)
+		}
+	})
+}
+
+func TestManualFinalize(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := stack(t)
+		j := start(t, r, stream.Options{})
+		synctest.Wait()
+		if want := "created running waiting pending PENDING"; r.Events.String() != want {
+			t.Fatalf("%s, want %s", r.Events, want)
+		}
+		must(t, r.Guest.WriteAt(chaintest.Ctx, []byte{9}, 77, 0))
+		r.Model()[77] = 9
+		must(t, j.Finalize(nil))
+		<-j.Done()
+		synctest.Wait()
+		must(t, j.Err())
+		r.Check(0, 1<<20)
+		if r.Top().Backing() != nil {
+			t.Error("the layers below are still there")
+		}
+	})
+}
+
+// Guests write all the time, requests fail, the operator pauses and cancels: the guest always reads what it wrote.
+func TestRandom(t *testing.T) {
+	seeds := 60
+	if s := os.Getenv("CHAIN_SEEDS"); s != "" {
+		seeds, _ = strconv.Atoi(s)
+	}
+	for seed := range uint64(seeds) {
+		synctest.Test(t, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(seed, 7))
+			r := chaintest.Random(t, random)
+			r.Attach()
+			device := 1 + random.IntN(len(r.Layers)-1)
+			if random.IntN(2) == 0 {
+				device = len(r.Layers) - 1
+			}
+			o := stream.Options{Device: r.Layers[device].Node, AutoFinalize: true, Speed: []int64{0, 0, 100 * kib, 10 << 20}[random.IntN(4)]}
+			base := random.IntN(device+1) - 1
+			if base >= 0 {
+				o.Base = r.Layers[base].Node
+			}
+			r.Slow(r.Layers, rand.New(rand.NewPCG(seed, 8)), 2*time.Millisecond)
+			r.Guests(1+random.IntN(4), seed, 10*time.Millisecond)
+			cancelled := random.IntN(3) == 0
+			j := start(t, r, o)
+			operate(random, j, cancelled)
+			<-j.Done()
+			synctest.Wait()
+			r.StopGuests()
+			history := r.Events.String()
+			switch ok := strings.Contains(history, "COMPLETED "); {
+			case !ok && !cancelled:
+				t.Errorf("seed %d: %s", seed, history)
+			case ok && base >= 0 && r.Layers[device].Node.Backing() != r.Layers[base].Node,
+				ok && base < 0 && r.Layers[device].Node.Backing() != nil,
+				!ok && r.Layers[device].Node.Backing() != r.Layers[device-1].Node:
+				t.Errorf("seed %d: wrong backing node; %s", seed, history)
+			}
+			if r.Guest.Node() != r.Top() {
+				t.Errorf("seed %d: the guest's node is '%s'", seed, r.Guest.Node().Name())
+			}
+			if t.Failed() {
+				t.Fatalf("seed %d failed", seed)
+			}
+		})
+	}
+}
+
+// operate pauses and resumes a job, and cancels it at some time.
+func operate(random *rand.Rand, j *job.Job, cancel bool) {
+	for range random.IntN(4) {
+		time.Sleep(time.Duration(random.Int64N(int64(100 * time.Millisecond))))
+		if j.Pause(nil) == nil {
+			time.Sleep(time.Duration(random.Int64N(int64(20 * time.Millisecond))))
+			_ = j.Resume(nil)
+		}
+	}
+	if cancel {
+		time.Sleep(time.Duration(random.Int64N(int64(50 * time.Millisecond))))
+		_ = j.Cancel(nil)
+	}
+}
+
