@@ -4,7 +4,6 @@ package guest
 
 import (
 	"context"
-	"fmt"
 	"os/exec"
 	"path/filepath"
 	"syscall"
@@ -14,6 +13,9 @@ import (
 	"github.com/blkmirror/blkmirror/qmp/client"
 )
 
+// patience is how long a daemon may take to end.
+const patience = 20 * time.Second
+
 // args are the arguments of a command.
 type args map[string]any
 
@@ -21,18 +23,19 @@ type args map[string]any
 type daemon struct {
 	t       testing.TB
 	dir     string
+	until   time.Time // when all must be over
 	process *process
 	client  *client.Client
 }
 
 // start starts a daemon whose sockets are in a folder of its own.
-func start(t testing.TB, program, dir string) *daemon {
+func start(t testing.TB, until time.Time, program, dir string) *daemon {
 	t.Helper()
-	d := &daemon{t: t, dir: dir}
+	d := &daemon{t: t, dir: dir, until: until}
 	cmd := exec.Command(program, "--qmp", d.socket("qmp"), "--nbd-server", "addr.type=unix,addr.path="+d.socket("nbd"))
 	d.process = launch(t, cmd, func() {})
 	t.Cleanup(d.stop)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithDeadline(t.Context(), until)
 	defer cancel()
 	again := time.NewTicker(5 * time.Millisecond)
 	defer again.Stop()
@@ -72,7 +75,7 @@ func (d *daemon) socket(name string) string { return filepath.Join(d.dir, name) 
 // do executes a command that must succeed.
 func (d *daemon) do(command string, a args) {
 	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.t.Context(), patience)
+	ctx, cancel := context.WithDeadline(d.t.Context(), d.until)
 	defer cancel()
 	if err := d.client.Execute(ctx, command, a, nil); err != nil {
 		d.t.Fatalf("%s %v: %v", command, a, err)
@@ -82,7 +85,7 @@ func (d *daemon) do(command string, a args) {
 // wait waits for an event of the mirror; an error in it ends the test.
 func (d *daemon) wait(name string) {
 	d.t.Helper()
-	timeout := time.After(patience)
+	timeout := time.After(time.Until(d.until))
 	for {
 		select {
 		case e, open := <-d.client.Events():
@@ -101,7 +104,7 @@ func (d *daemon) wait(name string) {
 	}
 }
 
-// disk opens an image as a node, and exports it for writing under the same name if asked to.
+// disk opens an image as a node.
 func (d *daemon) disk(node, image string) {
 	d.t.Helper()
 	d.do("blockdev-add", args{"driver": "raw", "node-name": node, "discard": "unmap",
@@ -122,7 +125,7 @@ type stats struct {
 
 func (d *daemon) stats(node string) stats {
 	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.t.Context(), patience)
+	ctx, cancel := context.WithDeadline(d.t.Context(), d.until)
 	defer cancel()
 	var list []struct {
 		Node  string `json:"node-name"`
@@ -134,6 +137,6 @@ func (d *daemon) stats(node string) stats {
 			return n.Stats
 		}
 	}
-	d.t.Fatal(fmt.Sprintf("no node %s", node))
+	d.t.Fatalf("no node %s", node)
 	return stats{}
 }

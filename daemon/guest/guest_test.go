@@ -20,8 +20,10 @@ const (
 	diskBytes = 128 << 20
 	// slow is the speed of a mirror that is to have the guest beside it for a while, in bytes per second.
 	slow = 16 << 20
+	// bound is how long all of it may take, with two starts of the guest.
+	bound = 2 * time.Minute
 	// groups is how many groups the guest must flush in each phase.
-	groups = 100
+	groups = 30
 )
 
 // TestGuestMovesTwice moves the disk of a guest that writes, first to another file and then to another daemon, in both copy
@@ -46,6 +48,7 @@ func TestGuestMovesTwice(t *testing.T) {
 		seed = uint64(time.Now().UnixNano())
 	}
 	t.Logf("kernel %s, -guest.seed=%d", k.version, seed)
+	until := time.Now().Add(bound)
 	for _, c := range []struct {
 		near, far string // the copy modes
 		kill      bool
@@ -65,17 +68,17 @@ func TestGuestMovesTwice(t *testing.T) {
 				must(t, os.WriteFile(s.path(name), nil, 0o600))
 				must(t, os.Truncate(s.path(name), diskBytes))
 			}
-			s.home = start(t, program, s.folder("home"))
+			s.home = start(t, until, program, s.folder("home"))
 			s.home.disk("src", s.path("src.img"))
 			s.home.export("src", "disk")
-			s.guest = boot(t, k, initrd, s.home.socket("nbd"), "disk", seed)
+			s.guest = boot(t, until, k, initrd, s.home.socket("nbd"), "disk", seed)
 			first := s.guest.await("the guest has flushed something", func(p progress) bool { return p.synced > 0 })
 			t.Logf("%v after power on, version %d is synced", time.Since(s.guest.began).Round(time.Millisecond), first.synced)
 
 			s.home.disk("copy", s.path("copy.img"))
 			leftSrc := s.move("src", "copy", c.near)
 
-			away := start(t, program, s.folder("away"))
+			away := start(t, until, program, s.folder("away"))
 			away.disk("far", s.path("far.img"))
 			away.export("far", "far")
 			s.home.do("blockdev-add", args{"driver": "nbd", "node-name": "remote", "discard": "unmap", "export": "far",

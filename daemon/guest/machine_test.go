@@ -17,16 +17,13 @@ import (
 	"github.com/blkmirror/blkmirror/daemon/guest/internal/workload"
 )
 
-const (
-	emulator = "qemu-system-x86_64"
-	// patience is how long anything may take; a guest on a busy machine without hardware support is slow.
-	patience = 60 * time.Second
-)
+const emulator = "qemu-system-x86_64"
 
 // machine is a running guest.
 type machine struct {
 	t       testing.TB
 	began   time.Time
+	until   time.Time // when all must be over
 	process *process
 	console io.WriteCloser
 
@@ -47,10 +44,10 @@ type progress struct {
 	ended   bool             // nothing more will come
 }
 
-// boot starts a guest on a disk that an NBD server has on a socket.
-func boot(t testing.TB, k kernel, initrd, socket, export string, seed uint64) *machine {
+// boot starts a guest on a disk that an NBD server has on a socket. Nothing is waited for after the time until.
+func boot(t testing.TB, until time.Time, k kernel, initrd, socket, export string, seed uint64) *machine {
 	t.Helper()
-	m := &machine{t: t, began: time.Now()}
+	m := &machine{t: t, began: time.Now(), until: until}
 	m.mu.changed = make(chan struct{})
 	cmd := exec.Command(emulator, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-machine", "pc", "-accel", "tcg", "-cpu", "qemu64", "-smp", "1", "-m", "256",
@@ -124,7 +121,7 @@ func (m *machine) take(line string) {
 // await waits until the guest has said something, and gives what it said until then.
 func (m *machine) await(what string, holds func(progress) bool) progress {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(m.t.Context(), patience)
+	ctx, cancel := context.WithDeadline(m.t.Context(), m.until)
 	defer cancel()
 	for {
 		m.mu.Lock()
