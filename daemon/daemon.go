@@ -36,6 +36,7 @@ type Daemon struct {
 	handlers *handlers.Handlers
 	server   *server.Server
 	command  sync.Mutex         // held by what runs: a command, or the way out
+	closed   bool               // guarded by command: no command is to run any more
 	channels map[string]channel // by id
 	serving  sync.WaitGroup
 	quit     chan struct{} // closed when a quit was carried out
@@ -126,15 +127,30 @@ func newDaemon(log *logrus.Entry) *Daemon {
 		Emit:    func(e qmp.Event) { d.server.Emit(e) },
 		Quit:    d.quitCommand,
 		NBD:     nbdEvents(log),
+		Aside:   d.aside,
 	})
 	d.server = server.New(server.Config{
 		Version: version, Log: log,
 		Commands: func(ctx context.Context, name string, args *qmp.Object) (any, error) {
 			d.command.Lock()
 			defer d.command.Unlock()
+			if d.closed {
+				return nil, server.ErrClosed
+			}
 			return d.handlers.Dispatch(ctx, name, args)
 		}})
 	return d
+}
+
+// aside runs a part of a command while other commands may run.
+func (d *Daemon) aside(ctx context.Context, f func(context.Context) error) error {
+	d.command.Unlock()
+	err := server.Aside(ctx, f)
+	d.command.Lock()
+	if d.closed {
+		return server.ErrClosed
+	}
+	return err
 }
 
 func nbdEvents(log *logrus.Entry) nbdserver.Events {
@@ -150,6 +166,8 @@ func nbdEvents(log *logrus.Entry) nbdserver.Events {
 
 // perform carries out one option of the command line.
 func (d *Daemon) perform(ctx context.Context, s step) error {
+	d.command.Lock() // monitors that stand before this option serve already
+	defer d.command.Unlock()
 	var err error
 	switch s.option {
 	case "blockdev":
@@ -200,6 +218,7 @@ func (d *Daemon) close(ctx context.Context) error {
 	d.server.StopCommands()
 	d.command.Lock()
 	defer d.command.Unlock()
+	d.closed = true
 	return d.handlers.Close(ctx, d.drain)
 }
 

@@ -3,8 +3,8 @@
 // Package handlers carries out the commands of the monitor: it turns QMP's arguments into calls of the block layer, the
 // exports and the jobs, and their answers and errors into QMP's. It is the only place that knows both sides.
 //
-// Commands run one at a time, those of the command line included; the server sees to that. What jobs and exports do by
-// themselves meanwhile is told as events.
+// Commands run one at a time, those of the command line included; the server sees to that. Only while one connects to another
+// host do others run, see Config.Aside. What jobs and exports do by themselves meanwhile is told as events.
 package handlers
 
 import (
@@ -31,6 +31,9 @@ type Config struct {
 	Quit func(ctx context.Context) error
 	// NBD is told about connections.
 	NBD nbdserver.Events
+	// Aside runs f, which waits for somebody else, while other commands may run, and returns its error. The context of f ends
+	// when the daemon does; then there is an error in any case.
+	Aside func(ctx context.Context, f func(ctx context.Context) error) error
 }
 
 // Handlers implements api.Commands on one daemon's graph, jobs and exports.
@@ -44,6 +47,7 @@ type Handlers struct {
 	objects map[string]object
 	doors   doorkeepers
 	opened  map[*block.Node]*openedNode // what nodes were opened with
+	dialed  connections                 // made for the command that runs
 }
 
 // object is something made by object-add.
@@ -58,6 +62,9 @@ var _ api.Commands = (*Handlers)(nil)
 
 // New makes handlers with an empty graph.
 func New(c Config) *Handlers {
+	if c.Aside == nil {
+		c.Aside = func(ctx context.Context, f func(context.Context) error) error { return f(ctx) }
+	}
 	h := &Handlers{config: c, graph: block.NewGraph(), objects: map[string]object{},
 		opened: map[*block.Node]*openedNode{}}
 	h.jobs = job.NewRegistry(jobEvents{c.Emit})

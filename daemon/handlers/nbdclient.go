@@ -98,8 +98,29 @@ func uriTLS(u *nbd.URI) (*tls.Config, error) {
 	return c.Client(u.TLSHostname), nil
 }
 
-// openNBD connects. Who waits for it is held up for a bounded time: that of one attempt, or what open-timeout says.
-func openNBD(o nbd.Options) (block.Driver, error) { return nbd.Open(context.Background(), o) }
+// openNBD is how the driver of an nbd node is made: of the connection that was made for it, or by connecting now, which holds
+// up whoever waits for the graph.
+func (h *Handlers) openNBD(o *api.BlockdevOptionsNbd, n *nodeOptions) (func([]*block.Edge) (block.Driver, error), error) {
+	options, err := h.nbdDriver(o, n)
+	if err != nil {
+		return nil, err
+	}
+	return func([]*block.Edge) (block.Driver, error) {
+		if disk := h.dialed[o]; disk != nil {
+			delete(h.dialed, o)
+			return disk, nil
+		}
+		return nbd.Open(context.Background(), options)
+	}, nil
+}
+
+func (h *Handlers) nbdDriver(o *api.BlockdevOptionsNbd, n *nodeOptions) (nbd.Options, error) {
+	options, err := nbdOptions(o, n)
+	if err == nil {
+		options.TLS, err = h.nbdTLS(o)
+	}
+	return options, err
+}
 
 // nbdServer is where a server is, in the driver's form.
 func nbdServer(a *api.SocketAddress) (nbd.Address, error) {

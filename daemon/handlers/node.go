@@ -4,6 +4,7 @@ package handlers
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
@@ -21,10 +22,17 @@ func (h *Handlers) BlockdevAdd(ctx context.Context, o *api.BlockdevOptions) erro
 	if o.NodeName == nil {
 		return qmp.Errorf("'node-name' must be specified for the root node")
 	}
-	return h.graph.Change(ctx, func(tx *block.Tx) error {
+	o, made, err := h.connect(ctx, o)
+	if err != nil {
+		return err
+	}
+	h.dialed = made
+	err = h.graph.Change(ctx, func(tx *block.Tx) error {
 		_, err := h.open(tx, o, nil)
 		return err
 	})
+	h.dialed = nil
+	return errors.Join(err, made.close())
 }
 
 // open opens a node and the children that are defined inside it. parent has the options of the node above, which a child
@@ -34,13 +42,8 @@ func (h *Handlers) open(tx *block.Tx, o *api.BlockdevOptions, parent *nodeOption
 	if err != nil {
 		return nil, err
 	}
-	if o.NodeName != nil {
-		if err := block.CheckNodeName(*o.NodeName); err != nil {
-			return nil, err
-		}
-		if _, err := h.graph.Node(*o.NodeName); err == nil {
-			return nil, qmp.Errorf("Duplicate nodes with node-name='%s'", *o.NodeName)
-		}
+	if err := h.checkNewName(o.NodeName); err != nil {
+		return nil, err
 	}
 	options, err := commonOptions(o, parent)
 	if err != nil {
@@ -70,6 +73,20 @@ func (h *Handlers) open(tx *block.Tx, o *api.BlockdevOptions, parent *nodeOption
 		h.opened[c.Children[0].Node].parent = n
 	}
 	return n, nil
+}
+
+// checkNewName says what is wrong with the name of a node that is to be; nil is one that is chosen for it.
+func (h *Handlers) checkNewName(name *string) error {
+	if name == nil {
+		return nil
+	}
+	if err := block.CheckNodeName(*name); err != nil {
+		return err
+	}
+	if _, err := h.graph.Node(*name); err == nil {
+		return qmp.Errorf("Duplicate nodes with node-name='%s'", *name)
+	}
+	return nil
 }
 
 // openedNode remembers what a node was opened with, for when it is reopened.
@@ -105,14 +122,7 @@ func (h *Handlers) driver(o *api.BlockdevOptions, n *nodeOptions) (func(edges []
 	case o.NullAIO != nil:
 		return func(edges) (block.Driver, error) { return openNull(o.NullAIO) }, nil
 	case o.NBD != nil:
-		options, err := nbdOptions(o.NBD, n)
-		if err == nil {
-			options.TLS, err = h.nbdTLS(o.NBD)
-		}
-		if err != nil {
-			return nil, err
-		}
-		return func(edges) (block.Driver, error) { return openNBD(options) }, nil
+		return h.openNBD(o.NBD, n)
 	case o.Raw != nil:
 		window := raw.Options{Offset: qmp.Or(o.Raw.Offset, 0), Size: o.Raw.Size}
 		return func(e edges) (block.Driver, error) { return raw.Open(e[0], window) }, nil

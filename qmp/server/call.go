@@ -10,7 +10,8 @@ import (
 // call is the context of a command while it runs.
 type call struct {
 	context.Context
-	mu struct {
+	server *Server
+	mu     struct {
 		sync.Mutex
 		done  bool // the reply is queued
 		after []func()
@@ -41,6 +42,27 @@ func AfterReply(ctx context.Context, f func()) {
 		c.mu.Unlock()
 	}
 	f()
+}
+
+// Aside has f run while other commands may run: for what waits for somebody else, such as another host. It returns when f has,
+// and it is the command's turn again. The context of f ends when no further command is to be executed; then, whatever f
+// returned, the error is ErrClosed, and the command must not do what it was about to. Without a command f just runs.
+func Aside(ctx context.Context, f func(ctx context.Context) error) error {
+	c, ok := ctx.Value(callKey{}).(*call)
+	if !ok {
+		return f(ctx)
+	}
+	s := c.server
+	limited, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.open, func() { cancel(ErrClosed) })()
+	<-s.turn
+	err := f(limited)
+	s.turn <- struct{}{}
+	if s.open.Err() != nil {
+		return ErrClosed
+	}
+	return err
 }
 
 // replied notes that the reply is queued, and tells whether something is to

@@ -4,8 +4,9 @@
 //
 // A Server has listeners, a listener has any number of clients at once, and
 // each client has a session: greeting, negotiation, then commands. Commands
-// run one at a time over all sessions; sessions that wait take turns. Replies
-// of one session come in the order of its requests.
+// run one at a time over all sessions; sessions that wait take turns. A command
+// that waits for somebody else lets others run meanwhile, by Aside. Replies of
+// one session come in the order of its requests.
 //
 //	client --> session: read, parse --> turn --> Config.Commands
 //	                                               |        |

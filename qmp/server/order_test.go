@@ -74,6 +74,54 @@ func TestAfterReplyWithoutCommand(t *testing.T) {
 	}
 }
 
+// TestAside has other commands run while one waits for something, but not before or after that, and not what the session of
+// the one asks for next.
+func TestAside(t *testing.T) {
+	var running atomic.Int32
+	away, back := make(chan struct{}), make(chan struct{})
+	commands := func(ctx context.Context, name string, _ *qmp.Object) (any, error) {
+		if running.Add(1) != 1 {
+			t.Error("commands overlap")
+		}
+		defer running.Add(-1)
+		if name != "wait" {
+			return nil, nil
+		}
+		return nil, Aside(context.WithValue(ctx, keyOfNobody{}, "value"), func(ctx context.Context) error {
+			running.Add(-1)
+			defer running.Add(1)
+			away <- struct{}{}
+			select {
+			case <-back:
+				return errors.New("nobody there")
+			case <-ctx.Done():
+				return nil
+			}
+		})
+	}
+	s, path := start(t, Config{Commands: commands}, ListenerOptions{})
+	one, other := negotiated(t, path), negotiated(t, path)
+	one.send(`{"execute": "wait"} {"execute": "next", "id": 1}`)
+	<-away
+	for range 3 {
+		other.ask(`{"execute": "work"}`, `{"return": {}}`)
+	}
+	back <- struct{}{}
+	one.want(`{"error": {"class": "GenericError", "desc": "nobody there"}}`)
+	one.want(`{"return": {}, "id": 1}`)
+	one.send(`{"execute": "wait"}`)
+	<-away
+	s.StopCommands()
+	one.want(`{"error": {"class": "GenericError", "desc": "QMP server is shut down"}}`)
+}
+
+func TestAsideWithoutCommand(t *testing.T) {
+	want := errors.New("of the function")
+	if err := Aside(t.Context(), func(context.Context) error { return want }); err != want {
+		t.Error(err)
+	}
+}
+
 // TestRoundRobin checks that commands never overlap, and that a session with
 // a long pipeline does not keep another one waiting.
 func TestRoundRobin(t *testing.T) {

@@ -24,7 +24,7 @@ const DefaultMaxOutput = 16 << 20
 // Config is what a server needs.
 type Config struct {
 	// Commands executes a command: usually api.Dispatch with something that
-	// implements api.Commands. Calls never overlap. A nil result is answered
+	// implements api.Commands. Calls never overlap, but for Aside. A nil result is answered
 	// as {}; an error that is or wraps no *qmp.Error is a GenericError.
 	Commands func(ctx context.Context, name string, args *qmp.Object) (any, error)
 
@@ -50,9 +50,9 @@ type Server struct {
 	// with one request at a time: that makes round robin.
 	turn chan struct{}
 
-	// stopped is closed when no further command is to be executed.
-	stopped  chan struct{}
-	stopOnce sync.Once
+	// open ends, by stop, when no further command is to be executed.
+	open context.Context
+	stop context.CancelFunc
 
 	// base is the context of commands; Shutdown cancels it when it has waited
 	// for a running command long enough.
@@ -90,10 +90,10 @@ func New(config Config) *Server {
 		config.MaxOutput = DefaultMaxOutput
 	}
 	s := &Server{
-		config:  config,
-		turn:    make(chan struct{}, 1),
-		stopped: make(chan struct{}),
+		config: config,
+		turn:   make(chan struct{}, 1),
 	}
+	s.open, s.stop = context.WithCancel(context.Background())
 	s.base, s.cancel = context.WithCancel(context.Background())
 	s.mu.listeners = map[net.Listener]struct{}{}
 	s.mu.sessions = map[*session]struct{}{}
@@ -139,7 +139,7 @@ func (s *Server) Serve(l net.Listener, opts ListenerOptions) error {
 			select {
 			case <-time.After(acceptPause):
 				continue
-			case <-s.stopped:
+			case <-s.open.Done():
 				return nil
 			}
 		}
@@ -248,7 +248,7 @@ func encodeEvent(e *qmp.Encoder, event qmp.Event, now time.Time) []byte {
 // StopCommands sees to it that no command is started from now on; requests
 // get no reply. It does not wait for a command that runs, so that a command,
 // such as quit, may call it.
-func (s *Server) StopCommands() { s.stopOnce.Do(func() { close(s.stopped) }) }
+func (s *Server) StopCommands() { s.stop() }
 
 // Shutdown ends the server: listeners are closed and their paths removed, a
 // running command is waited for, what is queued for clients is written, and

@@ -145,16 +145,14 @@ func (ss *session) execute(req *request) bool {
 	s := ss.server
 	select {
 	case s.turn <- struct{}{}:
-	case <-s.stopped:
+	case <-s.open.Done():
 		return false
 	}
 	defer func() { <-s.turn }()
-	select {
-	case <-s.stopped:
+	if s.open.Err() != nil {
 		return false
-	default:
 	}
-	c := &call{Context: s.base}
+	c := &call{Context: s.base, server: s}
 	result, err := s.config.Commands(c, req.command, req.arguments)
 	var failed *qmp.Error
 	if err != nil {
