@@ -136,6 +136,9 @@ func (e *Encoder) Float(v float64) {
 		format = 'e'
 	}
 	e.buf = strconv.AppendFloat(e.buf, v, format, -1, 64)
+	if v == 0 && math.Signbit(v) {
+		e.buf = append(e.buf, ".0"...) // "-0" is the integer 0
+	}
 }
 
 // String writes a string.
