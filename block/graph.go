@@ -94,6 +94,18 @@ func (g *Graph) Users(n *Node) []string {
 	return names
 }
 
+// Overlay is the node whose backing node n is, nil if there is none.
+func (g *Graph) Overlay(n *Node) *Node {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	for _, e := range n.parents {
+		if e.parent != nil && e.name == childBacking && !e.parent.filter {
+			return e.parent
+		}
+	}
+	return nil
+}
+
 // HasNodeAbove says whether another node stands on n, so that n is not the root of its part of the graph.
 func (g *Graph) HasNodeAbove(n *Node) bool {
 	g.mu.RLock()

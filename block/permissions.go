@@ -42,7 +42,7 @@ func (tx *Tx) applyPermissions(ctx context.Context) error {
 	}
 	var takes []target
 	for _, n := range order {
-		if n.now().holder == nil || !tx.listed(n) {
+		if n.now().holder == nil {
 			continue
 		}
 		need, share := cumulative(n)

@@ -175,7 +175,7 @@ func TestPersistentBitmapAfterACrash(t *testing.T) {
 	must(t, closeNode(g, n))
 
 	g = block.NewGraph() // idle: a crash costs nothing
-	n = openKeeper(t, g, a, block.Options{})
+	openKeeper(t, g, a, block.Options{})
 	g = block.NewGraph()
 	n = openKeeper(t, g, a, block.Options{})
 	if b, err := n.FindBitmap("b"); err != nil || b.Info().Inconsistent {

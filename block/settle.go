@@ -10,6 +10,7 @@ func (tx *Tx) settleLeaving(ctx context.Context) error {
 	leaving := tx.leaving
 	tx.leaving = nil
 	for _, n := range leaving {
+		tx.touch(n) // it lets go of its file
 		if err := tx.settle(ctx, n, true); err != nil {
 			return err
 		}
