@@ -40,6 +40,7 @@ type Overlay struct {
 		clusters []cluster
 		name     string // of the backing file, as the image has it
 		format   string
+		refuse   error // of ChangeBackingFile
 	}
 }
 
@@ -76,8 +77,17 @@ func (v *Overlay) SetBacking(b *block.Edge) { v.backing.Store(b) }
 func (v *Overlay) ChangeBackingFile(_ context.Context, name, format string) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.mu.name, v.mu.format = name, format
-	return nil
+	if v.mu.refuse == nil {
+		v.mu.name, v.mu.format = name, format
+	}
+	return v.mu.refuse
+}
+
+// FailRename has ChangeBackingFile fail from now on.
+func (v *Overlay) FailRename(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.mu.refuse = err
 }
 
 // BackingFile is what ChangeBackingFile said last.

@@ -95,8 +95,9 @@ func (o *Options) place(nodes []*block.Node) (top, base int, err error) {
 		return 0, 0, invalid("'%s' is not a backing node of '%s'", below.Name(), above.Name())
 	case top == 0 && o.BackingFile != nil:
 		return 0, 0, invalid("'backing-file' specified, but 'top' is the active layer")
-	case top == 0 && below.Size() > above.Size():
-		return 0, 0, invalid("'%s' with %d bytes is longer than '%s' with %d bytes: users would see a longer disk afterwards; resize "+
+	case below.Size() > above.Size():
+		// What base has there would come to light.
+		return 0, 0, invalid("'%s' with %d bytes is longer than '%s' with %d bytes: users would see more of it afterwards; resize "+
 			"one of them first", below.Name(), below.Size(), above.Name(), above.Size())
 	case top > 0 && !chain.CanRename(nodes[top-1]):
 		return 0, 0, &block.Error{Kind: block.KindNotSupported, Op: block.OpGraph, Node: nodes[top-1].Name(),

@@ -272,4 +272,3 @@ func operate(random *rand.Rand, j *job.Job, cancel bool) {
 		_ = j.Cancel(nil)
 	}
 }
-
