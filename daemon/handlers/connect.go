@@ -10,6 +10,9 @@ import (
 	"github.com/blkmirror/blkmirror/qmp/api"
 )
 
+// hosts are the exports to connect to, by the options that say so.
+type hosts map[*api.BlockdevOptionsNbd]nbd.Options
+
 // connections are disks on other hosts that are no nodes yet, by the options that they were made of. Who takes one deletes it.
 type connections map[*api.BlockdevOptionsNbd]*nbd.Disk
 
@@ -24,14 +27,14 @@ func (c connections) close() error {
 // connect connects to the hosts of all nodes that o defines, before the graph is changed and while other commands run: it takes
 // as long as one attempt, or what open-timeout says. It returns o with the nodes that file names stand for.
 func (h *Handlers) connect(ctx context.Context, o *api.BlockdevOptions) (*api.BlockdevOptions, connections, error) {
-	hosts := map[*api.BlockdevOptionsNbd]nbd.Options{}
-	o, err := h.findHosts(o, nil, hosts)
-	if err != nil || len(hosts) == 0 {
+	found := hosts{}
+	o, err := h.findHosts(o, nil, "", found)
+	if err != nil || len(found) == 0 {
 		return o, nil, err
 	}
 	made := connections{}
 	err = h.config.Aside(ctx, func(ctx context.Context) error {
-		for definition, options := range hosts {
+		for definition, options := range found {
 			disk, err := nbd.Open(ctx, options)
 			if err != nil {
 				return err
@@ -44,26 +47,4 @@ func (h *Handlers) connect(ctx context.Context, o *api.BlockdevOptions) (*api.Bl
 		return nil, nil, errors.Join(err, made.close())
 	}
 	return o, made, nil
-}
-
-// findHosts adds the options of all nbd nodes that o defines to hosts.
-func (h *Handlers) findHosts(o *api.BlockdevOptions, parent *nodeOptions, hosts map[*api.BlockdevOptionsNbd]nbd.Options) (*api.BlockdevOptions, error) {
-	if err := h.checkNewName(o.NodeName); err != nil {
-		return nil, err
-	}
-	o, err := byName(o)
-	if err != nil {
-		return nil, err
-	}
-	options, err := commonOptions(o, parent)
-	if err != nil {
-		return nil, err
-	}
-	if o.NBD != nil {
-		hosts[o.NBD], err = h.nbdDriver(o.NBD, options)
-	}
-	if _, ref := childOf(o); ref != nil && ref.Definition != nil {
-		ref.Definition, err = h.findHosts(ref.Definition, options, hosts)
-	}
-	return o, err
 }

@@ -89,6 +89,28 @@ func (h *Handlers) checkNewName(name *string) error {
 	return nil
 }
 
+// findHosts adds the options of all nbd nodes that o defines to found, and returns o with the nodes that file names stand for.
+func (h *Handlers) findHosts(o *api.BlockdevOptions, parent *nodeOptions, _ string, found hosts) (*api.BlockdevOptions, error) {
+	if err := h.checkNewName(o.NodeName); err != nil {
+		return nil, err
+	}
+	o, err := byName(o)
+	if err != nil {
+		return nil, err
+	}
+	options, err := commonOptions(o, parent)
+	if err != nil {
+		return nil, err
+	}
+	if o.NBD != nil {
+		found[o.NBD], err = h.nbdDriver(o.NBD, options)
+	}
+	if role, ref := childOf(o); ref != nil && ref.Definition != nil {
+		ref.Definition, err = h.findHosts(ref.Definition, options, role, found)
+	}
+	return o, err
+}
+
 // openedNode remembers what a node was opened with, for when it is reopened.
 type openedNode struct {
 	options  *api.BlockdevOptions // as the operator gave them
