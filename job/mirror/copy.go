@@ -252,7 +252,9 @@ func (m *Mirror) targetFailed(off, n int64, err error) {
 // failTargetLocked notes that a request to the target failed, and whether it may still be carried out.
 func (m *Mirror) failTargetLocked(off, n int64, err error) {
 	if n > 0 && block.IsSuspect(err) {
-		m.planner.suspect(off, n)
+		mask := max(m.opts.Target.Limits().RequestAlign, 1) - 1 // the request was padded
+		end := min((off+n+mask)&^mask, m.planner.d.Size())
+		m.planner.suspect(off&^mask, end-off&^mask)
 	}
 	if errors.Is(err, block.ErrDisconnected) {
 		return // what failed is dirty, and the copy finds out whether the target comes back

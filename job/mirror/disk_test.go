@@ -25,8 +25,9 @@ type disk struct {
 	lossy bool          // a failed flush loses what it had to make durable
 	keep  func() bool   // if set, says that nothing is to be lost now
 
-	permissions func() // if set, is told of changes of the permissions
-	base        []byte // not nil: what a backing file has where this disk is not allocated
+	permissions func()   // if set, is told of changes of the permissions
+	base        []byte   // not nil: what a backing file has where this disk is not allocated
+	net         *network // not nil: it is behind a connection
 
 	// hook, if set, is called before each request, and afterZero after a write of zeroes was carried out, without locks.
 	hook      atomic.Pointer[func(c blocktest.Call) error]
@@ -72,16 +73,21 @@ func (d *disk) heal() {
 	d.mu.Unlock()
 }
 
-func (d *disk) wait(share int) {
+// wait passes time for a request, which is x if it came over a network.
+func (d *disk) wait(x *exchange, share int) {
 	if d.slow == 0 {
 		return
 	}
 	d.mu.Lock()
-	n := d.mu.random.Int64N(int64(d.slow))
+	n := time.Duration(d.mu.random.Int64N(int64(d.slow)))
 	skip := d.mu.random.IntN(4) < share
 	d.mu.Unlock()
-	if !skip {
-		time.Sleep(time.Duration(n))
+	switch {
+	case skip:
+	case x != nil:
+		x.sleep(n)
+	default:
+		time.Sleep(n)
 	}
 }
 
@@ -104,8 +110,15 @@ func (d *disk) meet(op block.Op) (err error, late bool) {
 	return nil, false
 }
 
-// carryOut is the way of every request.
-func (d *disk) carryOut(c blocktest.Call, p []byte, do func(off, n int64, p []byte) error) error {
+// carryOut is the way of every request but flushes.
+func (d *disk) carryOut(ctx context.Context, c blocktest.Call, p []byte, do func(off, n int64, p []byte) error) error {
+	if d.net == nil {
+		return d.serve(nil, c, p, do)
+	}
+	return d.net.carryOut(ctx, c, p, func(x *exchange, p []byte) error { return d.serve(x, c, p, do) })
+}
+
+func (d *disk) serve(x *exchange, c blocktest.Call, p []byte, do func(off, n int64, p []byte) error) error {
 	if hook := d.hook.Load(); hook != nil {
 		if err := (*hook)(c); err != nil {
 			return err
@@ -117,7 +130,7 @@ func (d *disk) carryOut(c blocktest.Call, p []byte, do func(off, n int64, p []by
 		d.mu.Unlock()
 	}
 	if c.Op != block.OpStatus || c.Len > 64<<10 {
-		d.wait(1)
+		d.wait(x, 1)
 	}
 	err, late := d.meet(c.Op)
 	if err != nil && !late {
@@ -133,6 +146,9 @@ func (d *disk) carryOut(c blocktest.Call, p []byte, do func(off, n int64, p []by
 		if p != nil {
 			part, p = p[:piece], p[piece:]
 		}
+		if x != nil && !x.alive() {
+			return errDropped
+		}
 		d.mu.Lock()
 		failed := do(off, piece, part)
 		d.mu.Unlock()
@@ -142,13 +158,13 @@ func (d *disk) carryOut(c blocktest.Call, p []byte, do func(off, n int64, p []by
 		if off, n = off+piece, n-piece; n == 0 {
 			break
 		}
-		d.wait(3)
+		d.wait(x, 3)
 	}
 	if f := d.afterZero.Load(); c.Op == block.OpZero && f != nil && *f != nil {
 		(*f)()
 	}
 	if c.Op != block.OpStatus {
-		d.wait(2)
+		d.wait(x, 2)
 	}
 	return err
 }
@@ -207,14 +223,14 @@ func (d *disk) Bytes() []byte {
 }
 
 func (d *disk) ReadAt(ctx context.Context, p []byte, off int64) error {
-	return d.carryOut(blocktest.Call{Op: block.OpRead, Off: off, Len: int64(len(p))}, p, func(off, n int64, p []byte) error {
+	return d.carryOut(ctx, blocktest.Call{Op: block.OpRead, Off: off, Len: int64(len(p))}, p, func(off, n int64, p []byte) error {
 		return d.readLocked(ctx, p, off)
 	})
 }
 
 func (d *disk) WriteAt(ctx context.Context, p []byte, off int64, flags block.Flags) error {
 	c := blocktest.Call{Op: block.OpWrite, Off: off, Len: int64(len(p)), Flags: flags}
-	return d.carryOut(c, p, func(off, n int64, p []byte) error {
+	return d.carryOut(ctx, c, p, func(off, n int64, p []byte) error {
 		d.ownLocked(ctx, off, n)
 		return d.mem.WriteAt(ctx, p, off, flags)
 	})
@@ -222,21 +238,21 @@ func (d *disk) WriteAt(ctx context.Context, p []byte, off int64, flags block.Fla
 
 func (d *disk) WriteZeroes(ctx context.Context, off, n int64, flags block.Flags) error {
 	c := blocktest.Call{Op: block.OpZero, Off: off, Len: n, Flags: flags}
-	return d.carryOut(c, nil, func(off, n int64, _ []byte) error {
+	return d.carryOut(ctx, c, nil, func(off, n int64, _ []byte) error {
 		d.ownLocked(ctx, off, n)
 		return d.mem.WriteZeroes(ctx, off, n, flags)
 	})
 }
 
 func (d *disk) Discard(ctx context.Context, off, n int64) error {
-	return d.carryOut(blocktest.Call{Op: block.OpTrim, Off: off, Len: n}, nil, func(off, n int64, _ []byte) error {
+	return d.carryOut(ctx, blocktest.Call{Op: block.OpTrim, Off: off, Len: n}, nil, func(off, n int64, _ []byte) error {
 		d.ownLocked(ctx, off, n)
 		return d.mem.Discard(ctx, off, n)
 	})
 }
 
 func (d *disk) BlockStatus(ctx context.Context, off, n int64) (extent block.Extent, err error) {
-	err = d.carryOut(blocktest.Call{Op: block.OpStatus, Off: off, Len: n}, nil, func(int64, int64, []byte) error {
+	err = d.carryOut(ctx, blocktest.Call{Op: block.OpStatus, Off: off, Len: n}, nil, func(int64, int64, []byte) error {
 		extent, err = d.mem.BlockStatus(ctx, off, n)
 		if d.base == nil || err != nil {
 			return err
@@ -257,25 +273,35 @@ func (d *disk) BlockStatus(ctx context.Context, off, n int64) (extent block.Exte
 
 func (d *disk) Flush(ctx context.Context) error {
 	c := blocktest.Call{Op: block.OpFlush}
+	if d.net == nil {
+		return d.flush(ctx, nil, c)
+	}
+	return d.net.carryOut(ctx, c, nil, func(x *exchange, _ []byte) error { return d.flush(ctx, x, c) })
+}
+
+func (d *disk) flush(ctx context.Context, x *exchange, c blocktest.Call) error {
 	if hook := d.hook.Load(); hook != nil {
 		if err := (*hook)(c); err != nil {
 			return err
 		}
 	}
-	d.wait(1)
+	d.wait(x, 1)
 	d.mu.Lock()
 	d.mu.writes++
 	d.mu.Unlock()
 	if err, _ := d.meet(block.OpFlush); err != nil {
-		if d.lossy && (d.keep == nil || !d.keep()) {
+		if d.lossy {
 			d.lose()
 		}
 		return err
 	}
+	if x != nil && !x.alive() {
+		return errDropped
+	}
 	d.mu.Lock()
 	err := d.mem.Flush(ctx)
 	d.mu.Unlock()
-	d.wait(2)
+	d.wait(x, 2)
 	return err
 }
 
@@ -287,10 +313,13 @@ func (d *disk) durable() []byte {
 	return d.mem.DurableBytes()
 }
 
-// lose forgets some of what was written and not flushed.
+// lose forgets some of what was written and not flushed, unless that is to be kept.
 func (d *disk) lose() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.keep != nil && d.keep() {
+		return
+	}
 	now, kept := d.mem.Bytes(), d.mem.DurableBytes()
 	all := d.mu.random.IntN(2) == 0
 	unit := int(max(d.mem.Limits().RequestAlign, 512))

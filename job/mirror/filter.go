@@ -108,10 +108,10 @@ func (f *filter) end(o *op, sourceErr, targetErr error) error {
 	} else {
 		m.progress.AddRemaining(-mirrored)
 	}
-	m.mu.Unlock()
 	if targetErr != nil {
-		m.targetFailed(o.target.off, mirrored, targetErr)
+		m.failTargetLocked(o.target.off, mirrored, targetErr)
 	}
+	m.mu.Unlock()
 	if poke || targetErr != nil {
 		m.job.Poke()
 	}

@@ -31,6 +31,8 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 		return false, nil // something failed and is to be tried again, but not at once
 	case m.opts.Commit == CommitLower && (!caughtUp || l.inFlight > 0):
 		return false, nil // nobody makes it dirty again
+	case l.futile && rest > 0 && !hungry:
+		return false, nil // guests would be drained for nothing
 	case l.pending:
 		if !m.job.FinalizeWanted() {
 			return false, nil
@@ -77,8 +79,14 @@ func (l *loop) flush(ctx context.Context) (ok bool, err error) {
 func (l *loop) complete(ctx context.Context) error {
 	m := l.m
 	return l.drained(ctx, func(tx *block.Tx) error {
-		if err := l.copyRest(ctx); err != nil {
-			return err
+		for equal := false; !equal; {
+			err := l.copyRest(ctx)
+			if err == nil {
+				equal, err = m.compareSuspects(ctx)
+			}
+			if err != nil {
+				return err
+			}
 		}
 		l.refresh()
 		if !l.pending && !m.job.EnterPending() {
@@ -123,6 +131,7 @@ func (l *loop) drained(ctx context.Context, f func(*block.Tx) error) error {
 		return f(tx)
 	})
 	if errors.Is(err, errAgain) {
+		l.futile = true
 		return nil
 	}
 	return err
@@ -157,13 +166,18 @@ func (l *loop) copyRest(ctx context.Context) error {
 		case !m.flushTarget(m.guestCtx):
 			return errAgain
 		}
-		if equal, err := m.compareSuspects(ctx); err != nil || equal {
-			return err
+		m.mu.Lock()
+		left = m.planner.d.Len()
+		m.mu.Unlock()
+		if left == 0 {
+			return nil
 		}
+		// The flush was the first request of a new session, and what was not flushed in the old one is dirty now.
 	}
 }
 
-// compareSuspects reads back what a request that failed may have changed since. What differs is dirty again.
+// compareSuspects reads back what a request that failed may have changed since. What differs is dirty again. What is equal
+// now stays suspect: the next try to complete is another look.
 func (m *Mirror) compareSuspects(ctx context.Context) (equal bool, err error) {
 	m.mu.Lock()
 	ranges := m.planner.suspected()
@@ -178,11 +192,6 @@ func (m *Mirror) compareSuspects(ctx context.Context) (equal bool, err error) {
 			equal = equal && same
 		}
 	}
-	if equal && len(ranges) > 0 {
-		m.mu.Lock()
-		m.planner.suspects.Clear(m.planner.suspects.All())
-		m.mu.Unlock()
-	}
 	return equal, nil
 }
 
@@ -194,10 +203,13 @@ func (m *Mirror) compare(ctx context.Context, off, n int64) (same bool, err erro
 	if err := m.filter.source.ReadAt(ctx, a.B, off); err != nil {
 		return false, m.again(failure{true, off, n, err})
 	}
-	if err := m.filter.target.ReadAt(m.guestCtx, b.B, off); err != nil {
+	err = m.filter.target.ReadAt(m.guestCtx, b.B, off)
+	switch {
+	case errors.Is(err, block.ErrDisconnected):
+		err = errAgain // the copy of the range finds out whether the target comes back
+	case err != nil:
 		return false, m.again(failure{false, off, n, err})
-	}
-	if bytes.Equal(a.B, b.B) {
+	case bytes.Equal(a.B, b.B):
 		return true, nil
 	}
 	m.mu.Lock()
@@ -205,7 +217,7 @@ func (m *Mirror) compare(ctx context.Context, off, n int64) (same bool, err erro
 	chunks := m.planner.d.Outward(off, n)
 	m.planner.d.Set(chunks)
 	m.planner.z.Clear(chunks)
-	return false, nil
+	return false, err
 }
 
 // again notes a failure for the loop.

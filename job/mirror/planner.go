@@ -186,8 +186,11 @@ func (p *planner) take(set *bitmap.Bitmap) {
 // skipScan leaves everything else clean: besides, the target is to get what guests write from now on.
 func (p *planner) skipScan() { p.scanned = p.d.Size() }
 
-// targetIsZero notes that the whole target reads as zero.
-func (p *planner) targetIsZero() { p.z.Set(p.z.All()) }
+// targetIsZero notes that the whole target reads as zero, but for what may have been lost since it did: that is dirty.
+func (p *planner) targetIsZero() {
+	p.z.Set(p.z.All())
+	p.eachSet(p.d, func(chunks bitmap.Chunks) { p.z.Clear(chunks) })
+}
 
 // scan takes the next extent of the source, n bytes from where the last one ended: dirty makes the chunks that it touches
 // dirty; counts says that those of its chunks that need no copy are work done. It returns how many bytes are. The scan only

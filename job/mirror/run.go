@@ -65,6 +65,7 @@ type loop struct {
 	limiter  job.Limiter
 	inFlight int           // copies
 	troubled bool          // one failed; for copyRest
+	futile   bool          // the last drain was for nothing; a copy has to go well before the next
 	gather   time.Time     // when the copy of what guests wrote begins; zero while nothing waits
 	retry    time.Duration // how long a failed range waits next time
 	notYet   time.Time     // no copy starts before
@@ -269,7 +270,7 @@ func (l *loop) ended(r result) {
 	}
 	l.limiter.Take(r.data-r.claimed, time.Now())
 	if r.sourceErr == nil && r.targetErr == nil {
-		l.retry = retryFirst
+		l.retry, l.futile = retryFirst, false
 	} else {
 		l.troubled = true
 	}

@@ -51,12 +51,14 @@ func TestSchedules(t *testing.T) {
 // tally counts, so that one can see that the schedules reach what they are to test.
 type tally struct {
 	jobs, completed, soft, cancelled, failed, ready, audits, synced, requests, faults, quiet, durable atomic.Int64
+	networked
 }
 
 func (c *tally) String() string {
 	return fmt.Sprintf("%d jobs (%d ready, %d completed, %d left softly, %d cancelled, %d failed), %d requests, %d failed requests of jobs, "+
-		"%d audits (%d in sync), %d quiet, %d durable", c.jobs.Load(), c.ready.Load(), c.completed.Load(), c.soft.Load(), c.cancelled.Load(),
-		c.failed.Load(), c.requests.Load(), c.faults.Load(), c.audits.Load(), c.synced.Load(), c.quiet.Load(), c.durable.Load())
+		"%d audits (%d in sync), %d quiet, %d durable, %v", c.jobs.Load(), c.ready.Load(), c.completed.Load(), c.soft.Load(), c.cancelled.Load(),
+		c.failed.Load(), c.requests.Load(), c.faults.Load(), c.audits.Load(), c.synced.Load(), c.quiet.Load(), c.durable.Load(),
+		&c.networked)
 }
 
 // schedule is one run.
@@ -146,7 +148,11 @@ func newSchedule(t *testing.T, seed uint64, total *tally) *schedule {
 	}
 	s.h = &history{initial: initial, scope: make([]bool, s.size)}
 	s.rig = newRig(t, source, target, options(), options())
-	for _, d := range []*disk{source, target} {
+	for i, d := range []*disk{source, target} {
+		if s.faulty && chance(r, 50) {
+			d.net = newNetwork(d, seed*8+uint64(i), one(r, 0, 5*time.Millisecond, time.Second, time.Hour), total)
+			d.net.final = func() bool { return s.guest.Gate().Closed() }
+		}
 		d.permissions = s.permissionsChanged
 		d.keep = func() bool { return !s.lossy || s.loses.Load() != d || s.guest.Node().Driver() == block.Driver(d) }
 		d.lossy = true
@@ -304,6 +310,7 @@ func (s *schedule) run() {
 	s.guests.Wait()
 	s.source.heal()
 	s.target.heal()
+	s.mend()
 	p := make([]byte, s.size)
 	began, resets := s.h.time()
 	must(s.t, s.guest.ReadAt(bg, p, 0))
@@ -320,6 +327,15 @@ func (s *schedule) attach(name string) *block.Backend {
 		return err
 	}))
 	return b
+}
+
+// mend brings back servers that are gone.
+func (s *schedule) mend() {
+	for _, d := range []*disk{s.source, s.target} {
+		if d.net != nil {
+			d.net.mend()
+		}
+	}
 }
 
 // checkLeft says whether a disk that guests left for the target was changed since.
@@ -359,6 +375,7 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 		o.FilterName = "top"
 	}
 	s.target.heal()
+	s.mend()
 	s.loses.Store(s.target)
 	o.TargetIsZero = chance(r, 50) && block.IsZero(s.target.Bytes())
 	s.setScope(&o)
@@ -382,6 +399,7 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 	close(a.done)
 	a.wait.Wait()
 	a.judge()
+	s.mend()
 }
 
 // bitmap lets guests write for a while beside a bitmap of the source.
@@ -460,6 +478,9 @@ func (s *schedule) permissionsChanged() {
 	if s.mirrored && !now {
 		s.pivots++
 		s.wrong = nil
+		if net := s.target.net; net != nil {
+			net.settle(0, s.size)
+		}
 		a, b := s.source.Bytes(), s.target.Bytes()
 		if at := s.differs(a, b); at >= 0 {
 			s.wrong = fmt.Errorf("target differs from source at byte %d", at)
@@ -521,6 +542,9 @@ func (a *actors) start(r *rand.Rand, alone, verbs bool) {
 	if s.faulty {
 		faults := rnd(3)
 		n := 1 + r.IntN(6)
+		if s.source.net != nil || s.target.net != nil {
+			n *= 2
+		}
 		a.during(faults, one[time.Duration](r, 10, 100)*time.Millisecond, func() {
 			if n--; n >= 0 {
 				a.fault(faults)
@@ -611,11 +635,67 @@ func (a *actors) fault(r *rand.Rand) {
 	d := a.source
 	if chance(r, 65) {
 		d = a.target
+	}
+	if d.net != nil && chance(r, 70) {
+		a.interrupt(r, d)
+		return
+	}
+	if d == a.target {
 		f.op = one(r, block.OpWrite, block.OpWrite, block.OpZero, block.OpFlush)
 	} else {
 		f.op = one(r, block.OpWrite, block.OpZero, block.OpRead, block.OpRead, block.OpFlush)
 	}
 	d.addFault(f)
+}
+
+// interrupt cuts the connection to a disk for a while, the target's perhaps for good, or silences its server.
+func (a *actors) interrupt(r *rand.Rand, d *disk) {
+	n := d.net
+	if chance(r, 60) { // requests gather before the connection dies
+		a.total.stalls.Add(1)
+		n.stall()
+		time.Sleep(time.Duration(r.Int64N(int64(one(r, 5*time.Millisecond, 300*time.Millisecond, 5*time.Second)))))
+		if chance(r, 50) {
+			n.unstall()
+			return
+		}
+	}
+	a.total.disconnects.Add(1)
+	dead := d == a.target && chance(r, 10)
+	n.disconnect(dead)
+	n.unstall()
+	if dead {
+		a.total.gone.Add(1)
+		return
+	}
+	time.Sleep(time.Duration(r.Int64N(int64(one(r, 1, time.Millisecond, 50*time.Millisecond, 3*time.Second)))))
+	restarted := chance(r, 40)
+	if restarted {
+		a.total.restarts.Add(1)
+	}
+	n.reconnect(restarted)
+}
+
+// connection says whether there is one to a disk, whether there will be none any more, and which it is.
+func connection(d *disk) (up, dead bool, epoch int) {
+	if d.net == nil {
+		return true, false, 0
+	}
+	return d.net.state()
+}
+
+// abandon cancels a job whose target is gone for good. Nothing may wait for that.
+func (a *actors) abandon() {
+	j := a.m.job
+	a.asked.Lock()
+	a.asked.force = j.Cancel(nil) == nil || a.asked.force
+	a.asked.Unlock()
+	select {
+	case <-j.Done():
+	case <-time.After(time.Minute):
+		a.problem("cancelled by force, a job waits for a target that is gone: %+v", j.Info())
+		a.target.net.mend()
+	}
 }
 
 // finish lets things go on for a while, and then brings the job to its end. A job that does not come to it is stuck.
@@ -641,6 +721,10 @@ func (a *actors) finish(r *rand.Rand) {
 		}
 		a.source.heal()
 		a.target.heal()
+		if _, dead, _ := connection(a.target); dead {
+			a.abandon()
+			continue
+		}
 		_ = j.SetSpeed(0)
 		if turn > 10000 {
 			_ = j.Cancel(nil)
@@ -686,7 +770,10 @@ func (a *actors) isQuiet(r *rand.Rand) bool {
 	a.guests.Wait()
 	a.calm.Store(true)
 	defer a.calm.Store(false)
-	time.Sleep(time.Second)
+	time.Sleep(20 * time.Second) // who acts already comes to an end
+	if _, dead, _ := connection(a.target); dead {
+		return true
+	}
 	a.source.heal()
 	a.target.heal()
 	j := a.m.job
@@ -707,7 +794,7 @@ func (a *actors) isQuiet(r *rand.Rand) bool {
 	if s.Dirty != 0 || i.Current != i.Total || s.Synced != (s.Mode == WriteBlocking) {
 		a.problem("at rest: %+v %+v", i, s)
 	}
-	if at := differAt(a.source.Bytes(), a.target.Bytes()); at >= 0 && a.o.Sync == SyncFull {
+	if at := differAt(a.source.Bytes(), a.target.Bytes()); at >= 0 && a.o.Sync == SyncFull && a.m.planner.suspects == nil {
 		a.problem("at rest: target differs at %d", at)
 	}
 	return true
@@ -788,7 +875,10 @@ func (a *auditor) look() {
 	if m.planner.stopped || a.guest.Node() != m.node || len(m.flushing) > 0 {
 		return
 	}
-	a.total.audits.Add(1)
+	up, _, epoch := connection(a.target)
+	if !up {
+		return
+	}
 	p := m.planner
 	g := p.d.Granularity()
 	chunks := p.d.All().End
@@ -798,9 +888,23 @@ func (a *auditor) look() {
 			busy[c] = true
 		}
 	}
-	source, target := a.source.Bytes(), a.target.Bytes()
-	if a.guest.Node() != m.node {
+	var late []*exchange
+	if a.target.net != nil {
+		late = a.target.net.pending()
+	}
+	source, target, durable := a.source.Bytes(), a.target.Bytes(), a.target.durable()
+	if _, _, now := connection(a.target); a.guest.Node() != m.node || now != epoch {
 		return
+	}
+	a.total.audits.Add(1)
+	suspect := func(c int64) bool { return p.suspects != nil && p.suspects.Test(c) }
+	for _, x := range late {
+		for c := x.call.Off / g; c*g < x.call.Off+x.call.Len; c++ {
+			if !busy[c] && !p.dirty(c) && !suspect(c) {
+				a.problem("I9: %v may still be carried out, but nobody suspects chunk %d; %+v", x.call, c, a.o)
+				return
+			}
+		}
 	}
 	synced := p.synced()
 	if synced {
@@ -808,8 +912,12 @@ func (a *auditor) look() {
 	}
 	for c := range chunks {
 		off, end := c*g, min(c*g+g, a.size)
-		if busy[c] {
+		if busy[c] || suspect(c) {
 			continue
+		}
+		if !p.dirty(c) && !p.unflushed(off, end-off) && string(target[off:end]) != string(durable[off:end]) {
+			a.problem("I8: chunk %d counts as flushed, but it is not durable; %+v", c, a.o)
+			return
 		}
 		if p.z.Test(c) && !block.IsZero(target[off:end]) {
 			a.problem("I2: chunk %d is said to be zero on the target; dirty %v", c, p.dirty(c))
