@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/client"
@@ -44,8 +45,13 @@ func (b *bench) startDaemon(ctx context.Context, c *contender) (*daemon, error) 
 	return d, nil
 }
 
+// startTimeout is how long a daemon may take to answer on its monitor. Some now and then never do.
+const startTimeout = 20 * time.Second
+
 // connect connects to the monitor. There is room for the events of a thousand jobs.
 func (d *daemon) connect(ctx context.Context) (*client.Client, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errTimeout)
+	defer cancel()
 	conn, err := d.dial(ctx, d.qmp)
 	if err != nil {
 		return nil, err

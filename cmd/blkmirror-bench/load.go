@@ -84,7 +84,7 @@ func (b *bench) fioLoad(ctx context.Context, socket string, g guestLoad) (nbdloa
 		rw = "randwrite"
 	}
 	text, err := output(ctx, "fio", "--name=guest", "--ioengine=nbd", "--uri=nbd+unix:///"+exportName+"?socket="+socket, "--rw="+rw, "--bs=4k",
-		fmt.Sprintf("--iodepth=%d", g.depth), fmt.Sprintf("--numjobs=%d", g.connections), "--group_reporting", "--norandommap",
+		fmt.Sprintf("--iodepth=%d", g.depth), fmt.Sprintf("--numjobs=%d", g.connections), "--group_reporting", "--norandommap", "--clat_percentiles=0", "--lat_percentiles=1",
 		"--time_based", fmt.Sprintf("--runtime=%dms", b.loadTime.Milliseconds()), "--output-format=json", "--eta=never")
 	if err != nil {
 		return nbdload.Result{}, err
@@ -92,14 +92,15 @@ func (b *bench) fioLoad(ctx context.Context, socket string, g guestLoad) (nbdloa
 	return parseFio(text, g.write)
 }
 
-// parseFio reads fio's report, which may come after other lines.
+// parseFio reads fio's report, which may come after other lines. The latency is that of the whole request: how much of it fio
+// calls submission, and how much completion, depends on when the answer comes.
 func parseFio(text string, write bool) (nbdload.Result, error) {
 	type direction struct {
 		TotalIOs int64   `json:"total_ios"`
 		IOPS     float64 `json:"iops"`
 		Latency  struct {
 			Percentile map[string]float64 `json:"percentile"`
-		} `json:"clat_ns"`
+		} `json:"lat_ns"`
 	}
 	var report struct {
 		Jobs []struct {
