@@ -4,6 +4,7 @@ GO        ?= go
 FUZZTIME  ?= 10s
 SEEDS     ?= 10000
 BENCHTIME ?= 0.2s
+BENCH     ?= --scale 0.1 --rounds 2
 HISTORIES ?= 20
 # How long the tests of one package may take; the whole of `make test` takes a few minutes.
 TIMEOUT   ?= 8m
@@ -69,7 +70,11 @@ conformance: ## run the recorded scenarios alone
 	$(test_run) ./daemon/conformance -run TestScenarios
 
 .PHONY: bench
-bench: ## run the Go benchmarks once, shortly (BENCHTIME=0.2s)
+bench: build ## measure the daemon beside its peers on PATH and in PEER_ROOT, about 5 minutes (BENCH='--scale 0.1 --rounds 2')
+	bin/blkmirror-bench --daemon blkmirror=bin/blkmirrord --peers $(BENCH)
+
+.PHONY: gobench
+gobench: ## run the Go benchmarks once, shortly (BENCHTIME=0.2s)
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) ./...
 
 .PHONY: fuzz
