@@ -17,5 +17,8 @@
 // installs both and sets BLKMIRROR_INTEROP. The kernel is looked for below $BLKMIRROR_KERNEL, .cache/kernel in the repository, and
 // /, as boot/vmlinuz-* and lib/modules.
 //
+// The environment variable BLKMIRROR_DAEMON names a daemon to test in place of one built for the purpose, and -guest.seed repeats
+// what the guest wrote.
+//
 // The package has nothing but tests.
 package guest

@@ -25,8 +25,8 @@ type kernel struct {
 // needed are the modules between the processor and the disk.
 var needed = []string{"virtio_pci", "virtio_blk"}
 
-// findKernel looks for a kernel whose image can be read and whose modules are there. The newest in the first folder that has
-// one is taken.
+// findKernel looks for a kernel whose image can be read and whose modules are there. The last by name in the first folder that
+// has one is taken.
 func findKernel() (kernel, error) {
 	roots := []string{"../../.cache/kernel", "/"}
 	if root := os.Getenv("BLKMIRROR_KERNEL"); root != "" {

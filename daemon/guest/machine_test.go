@@ -157,8 +157,7 @@ func (m *machine) synced() workload.Version {
 	return m.await("the guest runs", func(p progress) bool { return !p.ended }).synced
 }
 
-// ask asks the guest how far it is. All that it does after the call has a later version than the answer, or is older
-// than the call.
+// ask asks the guest how far it is. Nothing that the guest began before the call is later than the answer.
 func (m *machine) ask() workload.Version {
 	m.t.Helper()
 	pongs := m.await("the guest runs", func(p progress) bool { return !p.ended }).pongs
