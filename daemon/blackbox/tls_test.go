@@ -8,13 +8,20 @@ import (
 	"testing"
 )
 
-// TestMirrorOverTLS mirrors from one daemon to another one, with certificates that the client made.
-func TestMirrorOverTLS(t *testing.T) {
-	pki := filepath.Join(folder(t), "pki")
-	made := exec.Command("go", "run", "../../cmd/blkmirror", "tls", "init", pki, "--host", "localhost")
+// credentialsFor has the client make an authority, and certificates for a server and a client.
+func credentialsFor(t *testing.T, host string) (dir string) {
+	t.Helper()
+	dir = filepath.Join(folder(t), "pki")
+	made := exec.Command("go", "run", "../../cmd/blkmirror", "tls", "init", dir, "--host", host)
 	if text, err := made.CombinedOutput(); err != nil {
 		t.Fatalf("blkmirror tls init: %v\n%s", err, text)
 	}
+	return dir
+}
+
+// TestMirrorOverTLS mirrors from one daemon to another one, with certificates that the client made.
+func TestMirrorOverTLS(t *testing.T) {
+	pki := credentialsFor(t, "localhost")
 	far := start(t)
 	far.do("nbd-server-stop", nil)
 	far.do("object-add", args{"qom-type": "tls-creds-x509", "id": "tls", "endpoint": "server", "dir": pki,

@@ -23,9 +23,24 @@ func peer(t testing.TB, program string, arguments func(socket string) []string) 
 	if err != nil {
 		t.Skipf("needs %s: %v", program, err)
 	}
+	return serve(t, path, arguments)
+}
+
+// newPeer is a peer of the system in $PEER_ROOT, which must share the folder of temporary files with this one.
+func newPeer(t testing.TB, program string, arguments func(socket string) []string) Options {
+	t.Helper()
+	root := os.Getenv("PEER_ROOT")
+	if root == "" {
+		t.Skip("needs a system with the newest programs, which $PEER_ROOT names")
+	}
+	return serve(t, "chroot", func(socket string) []string { return append([]string{root, program}, arguments(socket)...) })
+}
+
+func serve(t testing.TB, program string, arguments func(socket string) []string) Options {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "nbd")
 	var complaints bytes.Buffer
-	server := exec.Command(path, arguments(socket)...)
+	server := exec.Command(program, arguments(socket)...)
 	server.Stdout, server.Stderr = &complaints, &complaints
 	must(t, server.Start())
 	t.Cleanup(func() {
@@ -56,20 +71,21 @@ func TestSuiteWithPeers(t *testing.T) {
 		{"nbdkit memory", sized("memory")},
 		{"nbdkit with simple replies", sized("--no-sr", "memory")},
 		{"nbdkit, old style option", sized("--mask-handshake=0", "memory")},
+		{"nbdkit file", func(t *testing.T, size int64) Options {
+			return nbdkit(t, "file", diskFile(t, size))
+		}},
+		{"nbdkit with delays", sized("--filter=delay", "memory", "delay-read=1ms", "delay-write=1ms")},
 		{"nbdkit without zeroes", sized("--filter=nozero", "memory")},
 		{"nbdkit without extents", sized("--filter=noextents", "memory")},
 		{"nbdkit without FUA", sized("--filter=fua", "memory")},
 		{"nbdkit with blocks", sized("--filter=blocksize-policy", "memory", "blocksize-minimum=512",
 			"blocksize-preferred=4096", "blocksize-maximum=8192", "blocksize-error-policy=error")},
-		{"qemu-nbd", func(t *testing.T, size int64) Options {
-			image := filepath.Join(t.TempDir(), "disk.img")
-			must(t, os.WriteFile(image, nil, 0o600))
-			must(t, os.Truncate(image, size))
-			o := peer(t, "qemu-nbd", func(socket string) []string {
-				return []string{"-k", socket, "-f", "raw", "-x", "disk", "-t", "-e", "8", "--discard=unmap", image}
+		{"qemu-nbd", func(t *testing.T, size int64) Options { return qemuNBD(t, peer, diskFile(t, size)) }},
+		{"newest qemu-nbd", func(t *testing.T, size int64) Options { return qemuNBD(t, newPeer, diskFile(t, size)) }},
+		{"newest nbdkit", func(t *testing.T, size int64) Options {
+			return newPeer(t, "nbdkit", func(socket string) []string {
+				return []string{"-f", "-U", socket, "memory", "size=" + strconv.FormatInt(size, 10)}
 			})
-			o.Export, o.Connections = "disk", 2
-			return o
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -77,6 +93,83 @@ func TestSuiteWithPeers(t *testing.T) {
 				Open: func(t *testing.T, size int64) block.Driver { return open(t, c.open(t, size)) },
 			})
 		})
+	}
+}
+
+func diskFile(t testing.TB, size int64) string {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "disk.img")
+	must(t, os.WriteFile(image, nil, 0o600))
+	must(t, os.Truncate(image, size))
+	return image
+}
+
+func qemuNBD(t testing.TB, peer func(testing.TB, string, func(string) []string) Options, image string) Options {
+	t.Helper()
+	o := peer(t, "qemu-nbd", func(socket string) []string {
+		return []string{"-k", socket, "-f", "raw", "-x", "disk", "-t", "-e", "8", "--discard=unmap", image}
+	})
+	o.Export, o.Connections = "disk", 2
+	return o
+}
+
+// TestExtendedHeaders has a server that knows them, and ranges beyond 32 bits, which go out in pieces.
+func TestExtendedHeaders(t *testing.T) {
+	const size = 10 << 30
+	d := open(t, qemuNBD(t, newPeer, diskFile(t, size)))
+	if !d.export.extended {
+		t.Fatal("no extended headers were agreed on")
+	}
+	must(t, d.WriteAt(t.Context(), pattern(64*kib, 1), 7<<30, 0))
+	for off := int64(0); off < 7<<30; {
+		e, err := d.BlockStatus(t.Context(), off, size-off)
+		must(t, err)
+		if off += e.Len; off > 7<<30 || e.Status&block.StatusZero == 0 {
+			t.Fatalf("the status of what ends at %d is %+v", off, e)
+		}
+	}
+	must(t, d.WriteZeroes(t.Context(), 1<<30, 8<<30, block.MayUnmap))
+	must(t, d.Discard(t.Context(), 0, size))
+	got := pattern(64*kib, 2)
+	must(t, d.ReadAt(t.Context(), got, 7<<30))
+	if !bytes.Equal(got, make([]byte, len(got))) {
+		t.Error("what was zeroed is not zero")
+	}
+}
+
+// TestErrorsNowAndThen has a server that fails one request in ten: what it says to have done, it has done.
+func TestErrorsNowAndThen(t *testing.T) {
+	d := open(t, nbdkit(t, "--filter=error", "memory", "size=1M", "error=EIO", "error-rate=10%"))
+	failures := 0
+	insist := func(f func() error) {
+		t.Helper()
+		for range 100 {
+			err := f()
+			if err == nil {
+				return
+			}
+			wantErr(t, err, block.KindIO, "EIO")
+			failures++
+		}
+		t.Fatal("a hundred failures in a row")
+	}
+	want := make([]byte, mib)
+	for i := range 100 {
+		off, data := int64(i*9973%240)*4*kib, pattern(16*kib, byte(i))
+		insist(func() error { return d.WriteAt(t.Context(), data, off, 0) })
+		copy(want[off:], data)
+		if i%7 == 0 {
+			insist(func() error { return d.WriteZeroes(t.Context(), off, 8*kib, 0) })
+			clear(want[off : off+8*kib])
+		}
+	}
+	got := make([]byte, mib)
+	insist(func() error { return d.ReadAt(t.Context(), got, 0) })
+	if !bytes.Equal(got, want) {
+		t.Error("another content")
+	}
+	if failures == 0 {
+		t.Error("the server did not fail once")
 	}
 }
 
