@@ -53,6 +53,8 @@ const compatLazyRefcounts = 1 << 0
 const (
 	autoclearBitmaps = 1 << iota
 	autoclearDataFileRaw
+
+	autoclearKnown = autoclearDataFileRaw // what is kept true while the disk is written to
 )
 
 // Header extension types.
@@ -81,6 +83,7 @@ type extension struct {
 type header struct {
 	version          int
 	backingFile      string
+	backingOffset    uint64 // of the name; meaningless if that is ""
 	clusterBits      uint32
 	size             uint64
 	crypt            uint32
@@ -190,7 +193,7 @@ func (h *header) parseRest(first []byte) error {
 		case at < uint64(h.length) || at > uint64(len(first))-uint64(length):
 			return invalid("Invalid backing file offset %d", at)
 		}
-		h.backingFile = string(first[at : at+uint64(length)])
+		h.backingFile, h.backingOffset = string(first[at:at+uint64(length)]), at
 		area = first[h.length:at]
 	}
 	return h.parseExtensions(area)
@@ -334,7 +337,7 @@ func (h *header) encodeFixed() []byte {
 	be.PutUint32(b, magic)
 	be.PutUint32(b[4:], uint32(h.version))
 	if h.backingFile != "" {
-		be.PutUint64(b[8:], uint64(int(h.length)+h.extensionBytes()))
+		be.PutUint64(b[8:], h.backingOffset)
 		be.PutUint32(b[16:], uint32(len(h.backingFile)))
 	}
 	be.PutUint32(b[20:], h.clusterBits)
@@ -361,18 +364,13 @@ func (h *header) encodeFixed() []byte {
 	return b
 }
 
-// extensionBytes is the length of all extensions with their end mark.
-func (h *header) extensionBytes() int {
-	n := 8
-	for _, e := range h.extensions {
-		n += 8 + (len(e.data)+7)&^7
-	}
-	return n
-}
-
-// encode is the whole header with its extensions and the name of the backing file.
+// encode is the whole header with its extensions and the name of the backing file, which it puts behind them.
 func (h *header) encode() ([]byte, error) {
 	be := binary.BigEndian
+	h.backingOffset = uint64(h.length) + 8
+	for _, e := range h.extensions {
+		h.backingOffset += 8 + uint64(len(e.data)+7)&^7
+	}
 	b := h.encodeFixed()
 	for _, e := range h.extensions {
 		b = be.AppendUint32(b, e.kind)

@@ -5,6 +5,7 @@ package qcow2
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 )
 
 // Info describes an image.
@@ -26,6 +27,8 @@ type Info struct {
 
 	Snapshots []Snapshot
 	Bitmaps   []BitmapInfo
+
+	snapshotBytes int64 // length of the snapshot table
 }
 
 // Snapshot is an internal snapshot.
@@ -50,6 +53,9 @@ type BitmapInfo struct {
 	InUse       bool  // was not stored at last, so it is inconsistent
 
 	tableOffset, tableEntries int64
+	flags                     uint32
+	kind                      byte   // 1 for a dirty bitmap
+	extra                     []byte // of the directory entry, kept as it is
 }
 
 // Probe reads what is needed to open the children of an image: the header, its extensions, and what the tables of
@@ -59,17 +65,13 @@ func Probe(ctx context.Context, file Reader) (*Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	snapshots, err := readSnapshots(ctx, file, h)
-	if err != nil {
-		return nil, err
-	}
-	bitmaps, err := readBitmapDirectory(ctx, file, h)
-	if err != nil {
-		return nil, err
-	}
 	info := h.info()
-	info.Snapshots, info.Bitmaps = snapshots, bitmaps
-	return info, nil
+	info.Snapshots, info.snapshotBytes, err = readSnapshots(ctx, file, h)
+	if err != nil {
+		return nil, err
+	}
+	info.Bitmaps, err = readBitmapDirectory(ctx, file, h)
+	return info, err
 }
 
 // info is what the header alone says.
@@ -108,18 +110,17 @@ func (t *tableReader) next(ctx context.Context, n int64, what string) ([]byte, e
 	return b, nil
 }
 
-func readSnapshots(ctx context.Context, file Reader, h *header) ([]Snapshot, error) {
+func readSnapshots(ctx context.Context, file Reader, h *header) (list []Snapshot, bytes int64, err error) {
 	if h.snapshots == 0 {
-		return nil, nil
+		return nil, 0, nil
 	}
 	const what = "The snapshot table"
 	be := binary.BigEndian
 	t := &tableReader{file: file, off: int64(h.snapshotsOffset), limit: maxSnapshotBytes}
-	var list []Snapshot
 	for range h.snapshots {
 		b, err := t.next(ctx, 40, what)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		s := Snapshot{l1Offset: int64(be.Uint64(b)), l1Size: int64(be.Uint32(b[8:])), DateSec: be.Uint32(b[16:]),
 			DateNsec: be.Uint32(b[20:]), VMClockNsec: int64(be.Uint64(b[24:])), VMStateSize: int64(be.Uint32(b[32:])),
@@ -127,7 +128,7 @@ func readSnapshots(ctx context.Context, file Reader, h *header) ([]Snapshot, err
 		idLen, nameLen, extraLen := int64(be.Uint16(b[12:])), int64(be.Uint16(b[14:])), int64(be.Uint32(b[36:]))
 		extra, err := t.next(ctx, extraLen, what)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if len(extra) >= 8 {
 			s.VMStateSize = int64(be.Uint64(extra))
@@ -140,18 +141,18 @@ func readSnapshots(ctx context.Context, file Reader, h *header) ([]Snapshot, err
 		}
 		names, err := t.next(ctx, idLen+nameLen, what)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		s.ID, s.Name = string(names[:idLen]), string(names[idLen:])
 		if _, err := t.next(ctx, -(40+extraLen+idLen+nameLen)&7, what); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if s.l1Offset&(h.clusterSize()-1) != 0 || s.l1Offset < 0 || s.l1Size*8 > maxL1Bytes {
-			return nil, invalid("The L1 table of snapshot '%s' is at an invalid place or too large", s.Name)
+			return nil, 0, invalid("The L1 table of snapshot '%s' is at an invalid place or too large", s.Name)
 		}
 		list = append(list, s)
 	}
-	return list, nil
+	return list, maxSnapshotBytes - t.limit, nil
 }
 
 // bitmapsExtension is the content of the header extension of that name; count is 0 if there is none.
@@ -204,14 +205,17 @@ func readBitmapDirectory(ctx context.Context, file Reader, h *header) ([]BitmapI
 		}
 		flags, bits := be.Uint32(b[12:]), b[17]
 		nameLen, extraLen := int64(be.Uint16(b[18:])), int64(be.Uint32(b[20:]))
-		info := BitmapInfo{InUse: flags&1 != 0, Auto: flags&2 != 0, tableOffset: int64(be.Uint64(b)), tableEntries: int64(be.Uint32(b[8:]))}
+		info := BitmapInfo{InUse: flags&1 != 0, Auto: flags&2 != 0, tableOffset: int64(be.Uint64(b)), tableEntries: int64(be.Uint32(b[8:])),
+			flags: flags, kind: b[16]}
 		if bits > 62 || info.tableOffset&(h.clusterSize()-1) != 0 || info.tableOffset < 0 {
 			return nil, invalid("A bitmap directory entry is invalid: granularity 2^%d, table at %d", bits, info.tableOffset)
 		}
 		info.Granularity = 1 << bits
-		if _, err := t.next(ctx, extraLen, what); err != nil {
+		extra, err := t.next(ctx, extraLen, what)
+		if err != nil {
 			return nil, err
 		}
+		info.extra = slices.Clone(extra)
 		name, err := t.next(ctx, nameLen, what)
 		if err != nil {
 			return nil, err

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qcow2
+
+import "context"
+
+// why tells what a cluster was freed for, which decides whether the file is told.
+type why uint8
+
+const (
+	freedRequest why = iota // a guest discarded or zeroed it
+	freedOther
+)
+
+// freeRange is a range of whole clusters in the file to which one reference each is gone.
+type freeRange struct {
+	off, n int64
+	why    why
+}
+
+// freed is a list of ranges, next to each other in one where possible.
+type freed struct {
+	ranges []freeRange
+	bytes  int64
+}
+
+func (f *freed) add(off, n int64, w why) {
+	f.ranges = addRange(f.ranges, off, n, w)
+	f.bytes += n
+}
+
+func addRange(list []freeRange, off, n int64, w why) []freeRange {
+	if len(list) > 0 {
+		last := &list[len(list)-1]
+		if last.why == w && last.off+last.n == off {
+			last.n += n
+			return list
+		}
+	}
+	return append(list, freeRange{off, n, w})
+}
+
+// A request that frees more than this without a flush in between makes it durable itself, so that what was freed can be used
+// again and the list stays short.
+const (
+	maxFreedRanges = 4096
+	maxFreedBytes  = 1 << 30
+)
+
+func (f *freed) many() bool { return len(f.ranges) > maxFreedRanges || f.bytes > maxFreedBytes }
+
+// freeEntryLocked notes that an entry does not refer to its clusters any more.
+func (d *Disk) freeEntryLocked(e *entry, w why) {
+	switch {
+	case e.host == none || d.external:
+	case e.compressed:
+		first := d.down(e.host)
+		d.maps.freed.add(first, d.up(e.host+e.length)-first, w)
+	default:
+		d.maps.freed.add(e.host, d.cluster, w)
+	}
+}
+
+// reclaim makes clusters free whose references are durably gone and that no request can be using any more. Only under the lock
+// of commits.
+func (d *Disk) reclaim(ctx context.Context) error {
+	c := &d.commits
+	for range 2 {
+		if len(c.aging) == 0 && len(c.unreferenced) == 0 {
+			return nil
+		}
+		if len(c.aging) > 0 {
+			if !d.epochs.past() {
+				return nil
+			}
+			last, err := d.refs.lower(ctx, c.aging)
+			c.aging = nil // a part that failed is leaked at worst
+			if err != nil {
+				return err
+			}
+			for _, f := range last {
+				if f.why == freedRequest && d.options.discardRequest || f.why == freedOther && d.options.discardOther {
+					// Nobody reads there any more; what becomes of the request does not matter.
+					_ = d.file.Discard(ctx, f.off, min(f.n, max(d.file.Size()-f.off, 0)))
+				}
+			}
+			if err := d.refs.release(ctx, last); err != nil {
+				return err
+			}
+		}
+		if !d.epochs.turn() {
+			return nil
+		}
+		c.aging, c.unreferenced = c.unreferenced, nil
+	}
+	return nil
+}
