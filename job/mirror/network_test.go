@@ -27,6 +27,8 @@ type network struct {
 	final func() bool   // whether guests are drained
 	told  *tally
 
+	served sync.WaitGroup // requests that the server has
+
 	keeper sync.Mutex // held by whoever makes a session; never waited for under another lock
 	mu     struct {
 		sync.Mutex
@@ -193,7 +195,7 @@ func (n *network) submit(ctx context.Context, c blocktest.Call, p []byte, change
 	if changes {
 		p = bytes.Clone(p) // it may outlive the caller's
 	}
-	go n.serve(x, p, serve)
+	n.served.Go(func() { n.serve(x, p, serve) })
 	select {
 	case <-x.over:
 	case <-ctx.Done():
@@ -385,6 +387,7 @@ func (n *network) mend() {
 	n.mu.Unlock()
 	n.reconnect(false)
 	n.settle(0, n.disk.Size())
+	n.served.Wait()
 }
 
 // settle carries out what was given up of a range, now. No time passes.
