@@ -46,10 +46,12 @@ func mirrored(t *testing.T) *chaintest.Rig {
 func startMirror(t testing.TB, r *chaintest.Rig, o mirror.Options) *job.Job {
 	t.Helper()
 	o.JobID, o.Source, o.AutoFinalize, o.AutoDismiss = "j", r.Top(), true, true
-	_, err := mirror.Start(chaintest.Ctx, r.Graph, r.Jobs, o, nil)
+	var begin func()
+	_, err := mirror.Start(chaintest.Ctx, r.Graph, r.Jobs, o, func(f func()) { begin = f })
 	ok(t, err)
 	j, err := r.Jobs.Find("j")
 	ok(t, err)
+	begin()
 	return j
 }
 

@@ -49,10 +49,12 @@ func start(t testing.TB, r *chaintest.Rig, o stream.Options) *job.Job {
 	if o.Device == nil {
 		o.Device = r.Top()
 	}
-	_, err := stream.Start(chaintest.Ctx, r.Graph, r.Jobs, o, nil)
+	var begin func()
+	_, err := stream.Start(chaintest.Ctx, r.Graph, r.Jobs, o, func(f func()) { begin = f })
 	must(t, err)
 	j, err := r.Jobs.Find("j")
 	must(t, err)
+	begin()
 	return j
 }
 
