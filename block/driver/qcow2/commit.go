@@ -12,10 +12,10 @@ import (
 // commits bring what changed in memory into the file, one commit at a time, in an order that leaves at most clusters that count
 // as used and are not, whatever the host loses of the writes since the last flush:
 //
-//  1. refcounts, and L2 tables that nothing in the file leads to
-//  2. flush: these, and all guest data that was written before the commit began
+//  1. refcounts
+//  2. flush: these, new L2 tables as they were made, and all guest data that was written before the commit began
 //  3. entries of the refcount table that lead to new blocks, and another flush, if there are any
-//  4. the other L2 tables and the L1 table
+//  4. L2 tables and the L1 table
 //  5. flush
 //
 // What is written in 4 is a copy from the beginning of the commit, so it refers to nothing younger than the flush in 2. Only after
@@ -34,19 +34,16 @@ type commits struct {
 
 // part is a copy of what was dirty of a slice.
 type part struct {
-	s        *slice
-	lo, hi   int
-	unlinked bool
-	at       int // in scratch
+	s      *slice
+	lo, hi int
+	at     int // in scratch
 }
 
 // change is what one commit brings into the file.
 type change struct {
-	parts    []part
-	l1       []l1Part
-	unlinked []int64
-	linking  bool // the L1 table in the file may lead to the tables that it did not lead to
-	freed    freed
+	parts []part
+	l1    []l1Part
+	freed freed
 }
 
 // l1Part is a copy of a sector of the L1 table.
@@ -89,7 +86,7 @@ func (d *Disk) commit(ctx context.Context, counts bool) error {
 		return d.flushAll(ctx)
 	}
 	w := d.takeDirty()
-	err := d.write123(ctx, &w, counts)
+	err := d.write123(ctx, counts)
 	if err == nil {
 		err = d.write45(ctx, &w)
 	}
@@ -114,8 +111,7 @@ func (d *Disk) takeDirty() change {
 	m.freed = freed{}
 	c.scratch = c.scratch[:0]
 	for _, s := range m.dirty {
-		_, unlinked := m.unlinked[s.table]
-		w.parts = append(w.parts, part{s, s.lo, s.hi, unlinked, len(c.scratch)})
+		w.parts = append(w.parts, part{s, s.lo, s.hi, len(c.scratch)})
 		c.scratch = append(c.scratch, s.data[s.lo:s.hi]...)
 		s.lo, s.hi, s.writing = 0, 0, true
 	}
@@ -137,10 +133,6 @@ func (d *Disk) takeDirty() change {
 		w.l1 = append(w.l1, p)
 	}
 	clear(m.dirtyL1)
-	for table := range m.unlinked {
-		w.unlinked = append(w.unlinked, table)
-	}
-	clear(m.unlinked)
 	return w
 }
 
@@ -162,18 +154,13 @@ func (d *Disk) written(w *change, failed bool) {
 	for _, p := range w.l1 {
 		m.dirtyL1[p.index] = struct{}{}
 	}
-	if !w.linking {
-		for _, table := range w.unlinked {
-			m.unlinked[table] = struct{}{}
-		}
-	}
 	for _, f := range w.freed.ranges {
 		m.freed.add(f.off, f.n, f.why)
 	}
 }
 
 // write123 does the steps 1 to 3.
-func (d *Disk) write123(ctx context.Context, w *change, counts bool) error {
+func (d *Disk) write123(ctx context.Context, counts bool) error {
 	var entries []tableEntry
 	if counts || d.refs.hasNewBlocks() { // a recount finds blocks by the table
 		var err error
@@ -181,10 +168,7 @@ func (d *Disk) write123(ctx context.Context, w *change, counts bool) error {
 			return err
 		}
 	}
-	err := d.writeParts(ctx, w, true)
-	if err == nil {
-		err = d.flushAll(ctx)
-	}
+	err := d.flushAll(ctx)
 	if len(entries) > 0 {
 		if err != nil {
 			d.refs.again(entries)
@@ -202,17 +186,15 @@ func (d *Disk) write123(ctx context.Context, w *change, counts bool) error {
 
 // write45 does the steps 4 and 5.
 func (d *Disk) write45(ctx context.Context, w *change) error {
-	linked := len(w.l1) > 0
-	for _, p := range w.parts {
-		linked = linked || !p.unlinked
-	}
-	if !linked {
+	if len(w.parts) == 0 && len(w.l1) == 0 {
 		return nil
 	}
-	if err := d.writeParts(ctx, w, false); err != nil {
-		return err
+	for _, p := range w.parts {
+		d.file.Event("l2_update")
+		if err := d.file.WriteAt(ctx, d.commits.scratch[p.at:p.at+p.hi-p.lo], p.s.off+int64(p.lo), 0); err != nil {
+			return err
+		}
 	}
-	w.linking = true
 	d.header.Lock()
 	l1 := int64(d.header.l1Offset)
 	d.header.Unlock()
@@ -223,19 +205,6 @@ func (d *Disk) write45(ctx context.Context, w *change) error {
 		}
 	}
 	return d.file.Flush(ctx)
-}
-
-func (d *Disk) writeParts(ctx context.Context, w *change, unlinked bool) error {
-	for _, p := range w.parts {
-		if p.unlinked != unlinked {
-			continue
-		}
-		d.file.Event("l2_update")
-		if err := d.file.WriteAt(ctx, d.commits.scratch[p.at:p.at+p.hi-p.lo], p.s.off+int64(p.lo), 0); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // flushAll makes all writes durable that returned.

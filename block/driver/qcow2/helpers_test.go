@@ -5,9 +5,7 @@ package qcow2
 import (
 	"context"
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -106,34 +104,20 @@ func (i *image) settled(t testing.TB) {
 	check(t, i.mem.Bytes(), 0)
 }
 
-// qemuImg runs qemu-img, or skips the test.
-func qemuImg(t testing.TB, args ...string) string {
-	t.Helper()
-	out, err := tryQemuImg(t, args...)
-	if err != nil {
-		t.Fatalf("qemu-img %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	return out
-}
-
-func tryQemuImg(t testing.TB, args ...string) (string, error) {
+// qemuImg runs qemu-img in a folder, or skips the test.
+func qemuImg(t testing.TB, dir string, args ...string) string {
 	t.Helper()
 	path, err := exec.LookPath("qemu-img")
 	if err != nil {
 		t.Skip("qemu-img is not installed")
 	}
-	out, err := exec.Command(path, args...).CombinedOutput()
-	return string(out), err
-}
-
-// save writes bytes to a file of the test.
-func save(t testing.TB, name string, b []byte) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), name)
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		t.Fatal(err)
+	c := exec.Command(path, args...)
+	c.Dir = dir
+	out, err := c.CombinedOutput()
+	if err != nil {
+		t.Fatalf("qemu-img %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
-	return path
+	return string(out)
 }
 
 func pattern(n int, seed byte) []byte {

@@ -20,16 +20,14 @@ type maps struct {
 	recent  slice // head of a ring, the slice used last next to it
 
 	// What the file does not know yet.
-	dirty    []*slice
-	dirtyL1  map[int]struct{}
-	unlinked map[int64]struct{} // L2 tables that the L1 table in the file does not lead to
-	freed    freed              // clusters that the tables in the file still refer to
+	dirty   []*slice
+	dirtyL1 map[int]struct{}
+	freed   freed // clusters that the tables in the file still refer to
 }
 
 // slice is a part of an L2 table.
 type slice struct {
 	off        int64 // in the file
-	table      int64 // place of the table that it is a part of
 	data       []byte
 	lo, hi     int  // what is dirty; hi is 0 if nothing is
 	writing    bool // what was dirty is on its way into the file
@@ -38,7 +36,7 @@ type slice struct {
 
 func (m *maps) init(l1 []uint64) {
 	m.l1, m.slices, m.loading = l1, map[int64]*slice{}, map[int64]chan struct{}{}
-	m.dirtyL1, m.unlinked = map[int]struct{}{}, map[int64]struct{}{}
+	m.dirtyL1 = map[int]struct{}{}
 	m.recent.prev, m.recent.next = &m.recent, &m.recent
 }
 
@@ -177,7 +175,7 @@ func (d *Disk) loadSlice(ctx context.Context, s *slice, table, off int64) (*slic
 	if s == nil {
 		s = &slice{data: make([]byte, d.options.sliceSize)}
 	}
-	s.off, s.table = off, table
+	s.off = off
 	d.file.Event("l2_load")
 	return s, readPadded(ctx, d.file, s.data, off)
 }

@@ -382,7 +382,7 @@ func (d *Disk) ownTable(ctx context.Context, guest int64) error {
 	m.Lock()
 	defer m.Unlock()
 	m.l1[index] = uint64(p.off) | flagCopied
-	m.dirtyL1[index], m.unlinked[p.off] = struct{}{}, struct{}{}
+	m.dirtyL1[index] = struct{}{}
 	if old != 0 {
 		m.dropLocked(old, d.cluster, d.options.sliceSize)
 		m.freed.add(old, d.cluster, freedOther)
@@ -390,7 +390,8 @@ func (d *Disk) ownTable(ctx context.Context, guest int64) error {
 	return nil
 }
 
-// newTable writes an L2 table that is a copy of the old one, or empty.
+// newTable writes an L2 table that is a copy of the old one, or empty. What changes in it later may get into the file in any order
+// with the L1 entry that leads to it: this does not, because a commit flushes in between.
 func (d *Disk) newTable(ctx context.Context, old int64, p place) error {
 	if old == 0 {
 		if p.fresh {
