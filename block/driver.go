@@ -214,8 +214,9 @@ type BitmapKeeper interface {
 	// the first change of a bitmap. An image that has none stays as it is.
 	UseBitmaps(ctx context.Context) error
 	// StoreBitmaps makes list, whose bits do not change meanwhile, all that the image keeps, and takes the mark away. What was
-	// stored before is given up, but after a failure or a crash on the way it is either still there, and marked, or list is.
-	// The permission to write to the image is held.
+	// stored before is given up, but after a failure or a crash on the way none that lacks a write is there without the mark.
+	// The permission to write to the image is held. What must not be written to any more, because it is corrupt, keeps its mark;
+	// that is no failure.
 	StoreBitmaps(ctx context.Context, list []StoredBitmap) error
 }
 

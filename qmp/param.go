@@ -132,6 +132,14 @@ func (p Param) Value() any {
 	return p.value
 }
 
+// Null takes a null.
+func (p Param) Null() Null {
+	if p.Present() && p.value != nil {
+		p.expect("null")
+	}
+	return Null{}
+}
+
 // Text returns a string.
 func (p Param) Text() string {
 	if !p.Present() {
@@ -229,6 +237,9 @@ func (p Param) IsText() bool { _, ok := p.value.(string); return ok && p.Present
 
 // IsList tells whether the value is a list.
 func (p Param) IsList() bool { _, ok := p.value.([]any); return ok && p.Present() }
+
+// IsNull tells whether the value is null.
+func (p Param) IsNull() bool { return p.value == nil && p.Present() }
 
 // NoChoice keeps an error about a value that fits no choice of an alternate.
 func (p Param) NoChoice(alternate string) {

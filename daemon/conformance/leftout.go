@@ -8,7 +8,6 @@ import "path"
 // goes as soon as what it waits for is there.
 var leftOut = []struct{ pattern, reason string }{
 	{"quirks/*", "recorded behaviour of qemu-storage-daemon that is improved on purpose, see better/"},
-	{"qcow2/*", "waits for qcow2 and backing files"},
 }
 
 // LeftOut tells whether a scenario is not run by default, and why.

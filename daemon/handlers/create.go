@@ -13,13 +13,34 @@ import (
 
 // BlockdevCreate starts a job that makes an image.
 func (h *Handlers) BlockdevCreate(ctx context.Context, a *api.BlockdevCreateArguments) error {
-	f := a.Options.File
-	if f == nil {
-		return qmp.Errorf("Driver '%s' does not support blockdev-create", a.Options.Driver)
+	var body creation
+	var err error
+	switch o := a.Options; {
+	case o.File != nil:
+		body, err = createFile(o.File)
+	case o.Qcow2 != nil:
+		body = h.createImage(ctx, a.JobID, o.Qcow2)
+	default:
+		err = qmp.Errorf("Driver '%s' does not support blockdev-create", a.Options.Driver)
 	}
+	if err != nil {
+		return err
+	}
+	j, err := h.jobs.Add(job.Config{ID: a.JobID, Type: "create", AutoFinalize: true, Body: body})
+	if err != nil {
+		if body.clean != nil {
+			_ = body.clean(ctx)
+		}
+		return err
+	}
+	j.Start(after(ctx))
+	return nil
+}
+
+func createFile(f *api.BlockdevCreateOptionsFile) (creation, error) {
 	o := file.CreateOptions{Filename: f.Filename, Size: int64(f.Size), NoCOW: qmp.Or(f.Nocow, false)}
 	if o.Size < 0 {
-		return qmp.Errorf("Parameter 'options.size' is too large: %d", f.Size)
+		return creation{}, qmp.Errorf("Parameter 'options.size' is too large: %d", f.Size)
 	}
 	switch f.Preallocation {
 	case api.PreallocModeMetadata:
@@ -29,20 +50,18 @@ func (h *Handlers) BlockdevCreate(ctx context.Context, a *api.BlockdevCreateArgu
 	case api.PreallocModeFull:
 		o.Preallocation = file.PreallocationFull
 	}
-	j, err := h.jobs.Add(job.Config{ID: a.JobID, Type: "create", AutoFinalize: true, Body: creation{o}})
-	if err != nil {
-		return err
-	}
-	j.Start(after(ctx))
-	return nil
+	return creation{run: func(ctx context.Context) error { return file.Create(ctx, o) }}, nil
 }
 
 // creation is the body of a create job.
-type creation struct{ options file.CreateOptions }
+type creation struct {
+	run   func(ctx context.Context) error
+	clean func(ctx context.Context) error // gives up what run needs; may be nil
+}
 
 func (c creation) Run(ctx context.Context, j *job.Job) error {
 	j.Progress.SetRemaining(1)
-	err := file.Create(ctx, c.options)
+	err := c.run(ctx)
 	j.Progress.Done(1)
 	if err != nil {
 		return err
@@ -55,4 +74,9 @@ func (c creation) Run(ctx context.Context, j *job.Job) error {
 	return j.Commit()
 }
 
-func (c creation) Clean(error) error { return nil }
+func (c creation) Clean(error) error {
+	if c.clean == nil {
+		return nil
+	}
+	return c.clean(context.Background())
+}

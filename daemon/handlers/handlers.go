@@ -10,6 +10,7 @@ package handlers
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
@@ -90,22 +91,25 @@ func (h *Handlers) Close(ctx context.Context, drain time.Duration) error {
 	if h.nbd.Running() {
 		errs = append(errs, h.nbd.Stop(ctx))
 	}
-	errs = append(errs, h.graph.Change(ctx, func(tx *block.Tx) error {
-		for open := true; open; {
-			open = false
-			for _, n := range h.graph.Nodes() {
-				if h.graph.Monitored(n) && len(h.graph.Users(n)) == 0 {
-					if err := tx.RemoveNode(n); err != nil {
-						return err
-					}
-					open = true
-					break
-				}
-			}
+	return errors.Join(append(errs, h.closeNodes(ctx))...)
+}
+
+// closeNodes closes all nodes from the top down, each of them for itself: one whose image cannot be brought to rest stays, with
+// those below it.
+func (h *Handlers) closeNodes(ctx context.Context) error {
+	var errs []error
+	stays := map[*block.Node]bool{}
+	for {
+		nodes := h.graph.Nodes()
+		at := slices.IndexFunc(nodes, func(n *block.Node) bool {
+			return h.graph.Monitored(n) && len(h.graph.Users(n)) == 0 && !stays[n]
+		})
+		if at < 0 {
+			return errors.Join(errs...)
 		}
-		return nil
-	}))
-	return errors.Join(errs...)
+		stays[nodes[at]] = true
+		errs = append(errs, h.graph.Change(ctx, func(tx *block.Tx) error { return tx.RemoveNode(nodes[at]) }))
+	}
 }
 
 // finishReady ends the exports, so that no guest writes any more, and then the jobs that are ready. What is not done in time

@@ -28,16 +28,15 @@ func (h *Handlers) BlockdevAdd(ctx context.Context, o *api.BlockdevOptions) erro
 	}
 	h.dialed = made
 	err = h.graph.Change(ctx, func(tx *block.Tx) error {
-		_, err := h.open(tx, o, nil)
+		_, err := h.open(ctx, tx, o, site{})
 		return err
 	})
 	h.dialed = nil
 	return errors.Join(err, made.close())
 }
 
-// open opens a node and the children that are defined inside it. parent has the options of the node above, which a child
-// inherits unless it says otherwise; nil for a root.
-func (h *Handlers) open(tx *block.Tx, o *api.BlockdevOptions, parent *nodeOptions) (*block.Node, error) {
+// open opens a node and the children that are defined inside it or that its image names.
+func (h *Handlers) open(ctx context.Context, tx *block.Tx, o *api.BlockdevOptions, at site) (*block.Node, error) {
 	o, err := byName(o)
 	if err != nil {
 		return nil, err
@@ -45,32 +44,36 @@ func (h *Handlers) open(tx *block.Tx, o *api.BlockdevOptions, parent *nodeOption
 	if err := h.checkNewName(o.NodeName); err != nil {
 		return nil, err
 	}
-	options, err := commonOptions(o, parent)
+	options, err := commonOptions(o, at.parent, at.role)
 	if err != nil {
 		return nil, err
 	}
 	c := block.NodeConfig{Name: qmp.Or(o.NodeName, ""), DriverName: string(o.Driver), Options: options.Options,
-		Monitor: parent == nil}
-	if c.Open, err = h.driver(o, options); err != nil {
+		Monitor: at.parent == nil}
+	if c.Open, err = h.driver(ctx, o, options); err != nil {
 		return nil, err
 	}
-	role, ref := childOf(o)
-	if ref != nil {
-		below, err := h.child(tx, *ref, options)
-		if err != nil {
-			return nil, err
-		}
-		c.Children = []block.Child{{Name: role, Node: below}}
+	children, err := h.children(ctx, tx, o, options, at)
+	if err != nil {
+		return nil, err
+	}
+	for _, below := range children {
+		c.Children = append(c.Children, below.Child)
 	}
 	n, err := tx.AddNode(c)
 	if err != nil {
 		return nil, err
 	}
+	if err := tx.LoadBitmaps(ctx, n); err != nil {
+		return nil, err
+	}
 	h.tellOfConnection(n)
-	h.opened[n] = &openedNode{options: o, resolved: *options}
+	h.opened[n] = &openedNode{options: o, resolved: *options, role: at.role}
 	tx.OnRollBack(func() { delete(h.opened, n) })
-	if ref != nil && ref.Definition != nil {
-		h.opened[c.Children[0].Node].parent = n
+	for _, below := range children {
+		if below.inline {
+			h.opened[below.Node].parent = n
+		}
 	}
 	return n, nil
 }
@@ -90,7 +93,8 @@ func (h *Handlers) checkNewName(name *string) error {
 }
 
 // findHosts adds the options of all nbd nodes that o defines to found, and returns o with the nodes that file names stand for.
-func (h *Handlers) findHosts(o *api.BlockdevOptions, parent *nodeOptions, _ string, found hosts) (*api.BlockdevOptions, error) {
+// Of those that the headers of images name nothing is known yet: they are connected to when they are opened.
+func (h *Handlers) findHosts(o *api.BlockdevOptions, parent *nodeOptions, role string, found hosts) (*api.BlockdevOptions, error) {
 	if err := h.checkNewName(o.NodeName); err != nil {
 		return nil, err
 	}
@@ -98,15 +102,25 @@ func (h *Handlers) findHosts(o *api.BlockdevOptions, parent *nodeOptions, _ stri
 	if err != nil {
 		return nil, err
 	}
-	options, err := commonOptions(o, parent)
+	options, err := commonOptions(o, parent, role)
 	if err != nil {
 		return nil, err
 	}
 	if o.NBD != nil {
-		found[o.NBD], err = h.nbdDriver(o.NBD, options)
+		if found[o.NBD], err = h.nbdDriver(o.NBD, options); err != nil {
+			return nil, err
+		}
 	}
-	if role, ref := childOf(o); ref != nil && ref.Definition != nil {
-		ref.Definition, err = h.findHosts(ref.Definition, options, role, found)
+	for _, c := range childrenOf(o) {
+		if c.ref.Definition != nil {
+			if c.ref.Definition, err = h.findHosts(c.ref.Definition, options, c.name, found); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if o.Qcow2 != nil && o.Qcow2.Backing != nil && o.Qcow2.Backing.Definition != nil {
+		b := o.Qcow2.Backing
+		b.Definition, err = h.findHosts(b.Definition, options, "backing", found)
 	}
 	return o, err
 }
@@ -115,24 +129,36 @@ func (h *Handlers) findHosts(o *api.BlockdevOptions, parent *nodeOptions, _ stri
 type openedNode struct {
 	options  *api.BlockdevOptions // as the operator gave them
 	resolved nodeOptions          // with what it inherited
-	parent   *block.Node          // the node above that defines it inline and that it inherits from; nil if there is none
+	parent   *block.Node          // the node above that defines or names it and that it inherits from; nil if there is none
+	role     string               // what it was opened as for that node
 }
 
-// childOf is the role of a node's child and what options say of it; nil if the driver has no child.
-func childOf(o *api.BlockdevOptions) (role string, ref *api.BlockdevRef) {
+// childOption is what options say of the child in a role.
+type childOption struct {
+	name string
+	ref  *api.BlockdevRef
+}
+
+// childrenOf is what options say of the children of a node, but for its backing node.
+func childrenOf(o *api.BlockdevOptions) []childOption {
 	switch {
 	case o.Raw != nil:
-		return "file", &o.Raw.File
+		return []childOption{{"file", &o.Raw.File}}
+	case o.Qcow2 != nil && o.Qcow2.DataFile != nil:
+		return []childOption{{"file", &o.Qcow2.File}, {"data-file", o.Qcow2.DataFile}}
+	case o.Qcow2 != nil:
+		return []childOption{{"file", &o.Qcow2.File}}
 	case o.Throttle != nil:
-		return "file", &o.Throttle.File
+		return []childOption{{"file", &o.Throttle.File}}
 	case o.Blkdebug != nil:
-		return "image", &o.Blkdebug.Image
+		return []childOption{{"image", &o.Blkdebug.Image}}
 	}
-	return "", nil
+	return nil
 }
 
 // driver is how the driver that options describe is made on the edges to its children.
-func (h *Handlers) driver(o *api.BlockdevOptions, n *nodeOptions) (func(edges []*block.Edge) (block.Driver, error), error) {
+func (h *Handlers) driver(ctx context.Context, o *api.BlockdevOptions, n *nodeOptions) (func(edges []*block.Edge) (block.Driver, error),
+	error) {
 	type edges = []*block.Edge
 	switch {
 	case o.File != nil:
@@ -148,6 +174,9 @@ func (h *Handlers) driver(o *api.BlockdevOptions, n *nodeOptions) (func(edges []
 	case o.Raw != nil:
 		window := raw.Options{Offset: qmp.Or(o.Raw.Offset, 0), Size: o.Raw.Size}
 		return func(e edges) (block.Driver, error) { return raw.Open(e[0], window) }, nil
+	case o.Qcow2 != nil:
+		options := qcow2Options(o.Qcow2, n)
+		return func(e edges) (block.Driver, error) { return h.openQcow2(ctx, options, e) }, nil
 	case o.Throttle != nil:
 		group := h.objects[o.Throttle.ThrottleGroup].group
 		if group == nil {
@@ -165,15 +194,16 @@ func (h *Handlers) driver(o *api.BlockdevOptions, n *nodeOptions) (func(edges []
 }
 
 // child finds the node that a reference names, with the filters over it, or opens the one that it defines.
-func (h *Handlers) child(tx *block.Tx, ref api.BlockdevRef, parent *nodeOptions) (*block.Node, error) {
+func (h *Handlers) child(ctx context.Context, tx *block.Tx, ref *api.BlockdevRef, at site) (child, error) {
 	if ref.Reference == nil {
-		return h.open(tx, ref.Definition, parent)
+		n, err := h.open(ctx, tx, ref.Definition, at)
+		return child{block.Child{Name: at.role, Node: n}, true}, err
 	}
 	n, err := h.graph.Node(*ref.Reference)
 	if err != nil {
-		return nil, err
+		return child{}, err
 	}
-	return h.graph.Top(n), nil
+	return child{Child: block.Child{Name: at.role, Node: h.graph.Top(n)}}, nil
 }
 
 // nodeOptions are the options that a child may inherit.
@@ -182,11 +212,16 @@ type nodeOptions struct {
 	autoReadOnly bool
 }
 
-func commonOptions(o *api.BlockdevOptions, parent *nodeOptions) (*nodeOptions, error) {
+// commonOptions are the options that all nodes have. parent has those of the node above in which it stands inline; a child
+// inherits from it unless it says otherwise.
+func commonOptions(o *api.BlockdevOptions, parent *nodeOptions, role string) (*nodeOptions, error) {
 	n := &nodeOptions{}
 	if parent != nil {
 		*n = *parent
 		n.Discard, n.DetectZeroes = true, block.DetectZeroesOff
+		if role == "backing" {
+			n.ReadOnly, n.autoReadOnly = true, false
+		}
 	}
 	n.ReadOnly = qmp.Or(o.ReadOnly, n.ReadOnly)
 	n.autoReadOnly = qmp.Or(o.AutoReadOnly, n.autoReadOnly)

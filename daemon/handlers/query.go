@@ -8,34 +8,32 @@ import (
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/filter/throttle"
+	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
 )
 
 // QueryNamedBlockNodes describes all nodes.
-func (h *Handlers) QueryNamedBlockNodes(context.Context, *api.QueryNamedBlockNodesArguments) ([]api.BlockDeviceInfo, error) {
+func (h *Handlers) QueryNamedBlockNodes(_ context.Context, a *api.QueryNamedBlockNodesArguments) ([]api.BlockDeviceInfo, error) {
 	var list []api.BlockDeviceInfo
+	flat := a != nil && qmp.Or(a.Flat, false)
 	for _, n := range h.graph.Nodes() {
-		list = append(list, describe(n))
+		list = append(list, describe(n, flat))
 	}
 	return list, nil
 }
 
-func describe(n *block.Node) api.BlockDeviceInfo {
-	name, o, no := n.Name(), n.Options(), false
+func describe(n *block.Node, flat bool) api.BlockDeviceInfo {
+	name, o := n.Name(), n.Options()
 	info := api.BlockDeviceInfo{
 		NodeName: &name, Drv: n.DriverName(), Ro: o.ReadOnly, File: n.FileName(), Active: true,
 		DetectZeroes: api.BlockdevDetectZeroesOptions(o.DetectZeroes.String()),
 		Cache:        api.BlockdevCacheInfo{Writeback: true, Direct: o.Direct, NoFlush: o.NoFlush},
-		Image: api.ImageInfo{Filename: n.FileName(), Format: n.DriverName(), VirtualSize: n.Size(), DirtyFlag: &no,
-			Limits: describeLimits(n.Limits())},
+		Image:        describeImage(n, flat),
 	}
-	if bytes, known := n.AllocatedBytes(); known {
-		info.Image.ActualSize = &bytes
+	if info.BackingFile, info.BackingFileDepth = chainDepth(n); flat {
+		info.BackingFileDepth = 0 // as there: what is flat has no depth
 	}
-	if g := n.Limits().Granularity; g > 0 {
-		info.Image.ClusterSize = &g
-	}
-	for _, e := range n.Children() {
+	for _, e := range slices.Backward(n.Children()) {
 		info.Children = append(info.Children, api.BlockdevChild{Child: e.Name(), NodeName: e.Node().Name()})
 	}
 	info.WriteThreshold = n.WriteThreshold()
@@ -47,8 +45,12 @@ func describe(n *block.Node) api.BlockDeviceInfo {
 		bitmaps = append(bitmaps, reporter.Bitmaps()...)
 	}
 	for _, b := range bitmaps {
-		info.DirtyBitmaps = append(info.DirtyBitmaps, api.BlockDirtyInfo{Name: nonEmpty(b.Name), Count: b.Count,
-			Granularity: uint32(b.Granularity), Recording: b.Recording, Busy: b.Busy, Persistent: b.Persistent})
+		described := api.BlockDirtyInfo{Name: nonEmpty(b.Name), Count: b.Count, Granularity: uint32(b.Granularity),
+			Recording: b.Recording, Busy: b.Busy, Persistent: b.Persistent}
+		if b.Inconsistent {
+			described.Inconsistent = &b.Inconsistent
+		}
+		info.DirtyBitmaps = append(info.DirtyBitmaps, described)
 	}
 	if t, ok := n.Driver().(*throttle.Throttle); ok {
 		describeThrottle(&info, t.Group())

@@ -16,8 +16,7 @@ import (
 func (h *Handlers) BlockdevReopen(ctx context.Context, a *api.BlockdevReopenArguments) error {
 	defer h.forgetClosed()
 	return h.graph.Change(ctx, func(tx *block.Tx) error {
-		r := &reopening{h: h, given: map[*block.Node]*api.BlockdevOptions{}, listed: map[*block.Node]bool{},
-			detached: map[*block.Node]bool{}, becomes: map[*block.Node]*openedNode{}}
+		r := h.newReopening()
 		var nodes []*block.Node
 		for i := range a.Options {
 			o, err := byName(&a.Options[i])
@@ -37,39 +36,77 @@ func (h *Handlers) BlockdevReopen(ctx context.Context, a *api.BlockdevReopenArgu
 			r.given[n], r.listed[n] = o, true
 			nodes = append(nodes, n)
 		}
-		for _, n := range nodes {
-			if err := r.plan(n); err != nil {
-				return err
-			}
-		}
-		if err := tx.Reopen(ctx, r.changes); err != nil {
+		return r.carryOut(ctx, tx, nodes)
+	})
+}
+
+// writable runs f while n can be written: a node that is read-only is opened for writing meanwhile.
+func (h *Handlers) writable(ctx context.Context, tx *block.Tx, n *block.Node, f func() error) error {
+	change := func(readOnly bool) error {
+		r := h.newReopening()
+		r.readOnly[n] = readOnly
+		return r.carryOut(ctx, tx, []*block.Node{n})
+	}
+	was := n.Options().ReadOnly
+	if was {
+		if err := change(false); err != nil {
 			return err
 		}
-		tx.OnCommit(func() error {
-			for n, o := range r.becomes {
-				h.opened[n] = o
-			}
-			for n := range r.detached {
-				h.opened[n].parent = nil
-			}
-			return nil
-		})
-		return nil
-	})
+	} else if err := tx.Drain(ctx, nil, n); err != nil {
+		return err
+	}
+	if err := f(); err != nil || !was {
+		return err
+	}
+	return change(true)
 }
 
 // reopening works out what becomes of which node.
 type reopening struct {
 	h        *Handlers
 	given    map[*block.Node]*api.BlockdevOptions // what the operator said
+	readOnly map[*block.Node]bool                 // what is to change where the operator said nothing
 	listed   map[*block.Node]bool                 // of those, the ones that do not stand inline in their parents' options
 	detached map[*block.Node]bool                 // inline children that their parents do not have any more
 	becomes  map[*block.Node]*openedNode          // what was planned
 	changes  []block.Reopen
 }
 
+func (h *Handlers) newReopening() *reopening {
+	return &reopening{h: h, given: map[*block.Node]*api.BlockdevOptions{}, readOnly: map[*block.Node]bool{},
+		listed: map[*block.Node]bool{}, detached: map[*block.Node]bool{}, becomes: map[*block.Node]*openedNode{}}
+}
+
+// carryOut reopens nodes, and those that inherit from them.
+func (r *reopening) carryOut(ctx context.Context, tx *block.Tx, nodes []*block.Node) error {
+	for _, n := range nodes {
+		if err := r.plan(ctx, n); err != nil {
+			return err
+		}
+	}
+	if err := tx.Reopen(ctx, r.changes); err != nil {
+		return err
+	}
+	for n, o := range r.becomes {
+		was := r.h.opened[n]
+		if r.detached[n] {
+			o.parent = nil
+		}
+		r.h.opened[n] = o
+		tx.OnRollBack(func() { r.h.opened[n] = was })
+	}
+	for n := range r.detached {
+		if r.becomes[n] == nil {
+			was := r.h.opened[n].parent
+			r.h.opened[n].parent = nil
+			tx.OnRollBack(func() { r.h.opened[n].parent = was })
+		}
+	}
+	return nil
+}
+
 // plan works out what becomes of n, after the node that it inherits from and before those that inherit from it.
-func (r *reopening) plan(n *block.Node) error {
+func (r *reopening) plan(ctx context.Context, n *block.Node) error {
 	if r.becomes[n] != nil {
 		return nil
 	}
@@ -78,7 +115,7 @@ func (r *reopening) plan(n *block.Node) error {
 		return qmp.Errorf("Node '%s' cannot be reopened: it belongs to a job", n.Name())
 	}
 	if was.parent != nil {
-		if err := r.plan(was.parent); err != nil {
+		if err := r.plan(ctx, was.parent); err != nil {
 			return err
 		}
 		if r.becomes[n] != nil {
@@ -91,7 +128,7 @@ func (r *reopening) plan(n *block.Node) error {
 	} else if string(o.Driver) != n.DriverName() {
 		return qmp.Errorf("Cannot change the option 'driver'")
 	}
-	becomes := &openedNode{options: o, parent: was.parent}
+	becomes := &openedNode{options: o, parent: was.parent, role: was.role}
 	var inherited *nodeOptions
 	switch {
 	case was.parent == nil || r.detached[n]:
@@ -100,27 +137,27 @@ func (r *reopening) plan(n *block.Node) error {
 	default:
 		inherited = &r.becomes[was.parent].resolved
 	}
-	resolved, err := commonOptions(o, inherited)
+	if readOnly, ok := r.readOnly[n]; ok {
+		changed := *o
+		changed.ReadOnly = &readOnly
+		o, becomes.options = &changed, &changed
+	}
+	resolved, err := commonOptions(o, inherited, was.role)
 	if err != nil {
 		return err
 	}
 	becomes.resolved = *resolved
 	r.becomes[n] = becomes
 	change := block.Reopen{Node: n, Options: resolved.Options}
-	below, err := r.child(n, o)
-	if err != nil {
+	if change.Children, err = r.children(n, o); err != nil {
 		return err
-	}
-	if below != nil {
-		role, _ := childOf(o)
-		change.Children = []block.Child{{Name: role, Node: below}}
 	}
 	exchange, err := r.driver(n, was, becomes, &change)
 	if err != nil {
 		return err
 	}
 	if exchange {
-		open, err := r.h.driver(o, resolved)
+		open, err := r.h.driver(ctx, o, resolved)
 		if err != nil {
 			return err
 		}
@@ -133,8 +170,8 @@ func (r *reopening) plan(n *block.Node) error {
 		r.changes = append(r.changes, change)
 	}
 	for _, e := range n.Children() {
-		if c := e.Node(); c == below && r.inherits(c, n) {
-			if err := r.plan(c); err != nil {
+		if c := e.Node(); r.inherits(c, n) {
+			if err := r.plan(ctx, c); err != nil {
 				return err
 			}
 		}
@@ -148,28 +185,58 @@ func (r *reopening) inherits(c, n *block.Node) bool {
 	return o != nil && o.parent == n && !r.detached[c]
 }
 
-// child finds the child that n is to have; nil if it has none.
-func (r *reopening) child(n *block.Node, o *api.BlockdevOptions) (*block.Node, error) {
-	role, ref := childOf(o)
-	if ref == nil {
-		return nil, nil
+// children finds the children that n is to have.
+func (r *reopening) children(n *block.Node, o *api.BlockdevOptions) ([]block.Child, error) {
+	now := map[string]*block.Node{}
+	for _, e := range n.Children() {
+		now[e.Name()] = e.Node()
 	}
-	now := n.Children()[0].Node()
-	if r.given[n] == nil {
-		return now, nil
+	if r.given[n] != nil {
+		options := childrenOf(o)
+		if o.Qcow2 != nil {
+			b := o.Qcow2.Backing
+			switch disk, _ := n.Driver().(imageTeller); {
+			case b == nil && (now["backing"] != nil || disk != nil && disk.Info().BackingFile != ""):
+				return nil, qmp.Errorf("backing is missing for '%s'", n.Name())
+			case b == nil:
+			case b.Null != nil:
+				if gone := now["backing"]; gone != nil && r.inherits(gone, n) {
+					r.detached[gone] = true
+				}
+				delete(now, "backing")
+			default:
+				options = append(options, childOption{"backing", &api.BlockdevRef{Definition: b.Definition, Reference: b.Reference}})
+			}
+		}
+		for _, c := range options {
+			to, err := r.child(n, now[c.name], c)
+			if err != nil {
+				return nil, err
+			}
+			now[c.name] = to
+		}
 	}
-	if d := ref.Definition; d != nil {
-		if !r.inherits(now, n) || r.given[now] != nil {
-			return nil, qmp.Errorf("The '%s' child of node '%s' can only be given by its name", role, n.Name())
+	var list []block.Child
+	for role, node := range now {
+		list = append(list, block.Child{Name: role, Node: node})
+	}
+	return list, nil
+}
+
+// child finds the child that n is to have in a role; now is the one that it has, nil if it has none.
+func (r *reopening) child(n, now *block.Node, c childOption) (*block.Node, error) {
+	if d := c.ref.Definition; d != nil {
+		if now == nil || !r.inherits(now, n) || r.given[now] != nil {
+			return nil, qmp.Errorf("The '%s' child of node '%s' can only be given by its name", c.name, n.Name())
 		}
 		if d.NodeName != nil && *d.NodeName != now.Name() {
-			return nil, qmp.Errorf("Cannot change the option '%s.node-name'", role)
+			return nil, qmp.Errorf("Cannot change the option '%s.node-name'", c.name)
 		}
 		var err error
 		r.given[now], err = byName(d)
 		return now, err
 	}
-	named, err := r.h.graph.Node(*ref.Reference)
+	named, err := r.h.graph.Node(*c.ref.Reference)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +244,7 @@ func (r *reopening) child(n *block.Node, o *api.BlockdevOptions) (*block.Node, e
 	if named == now {
 		to = now
 	}
-	if to != now && r.inherits(now, n) {
+	if now != nil && to != now && r.inherits(now, n) {
 		r.detached[now] = true
 	}
 	return to, nil
@@ -200,6 +267,8 @@ func (r *reopening) driver(n *block.Node, was, becomes *openedNode, change *bloc
 	case o.Raw != nil:
 		change.Content = qmp.Or(old.Raw.Offset, 0) != qmp.Or(o.Raw.Offset, 0) ||
 			qmp.Or(old.Raw.Size, -1) != qmp.Or(o.Raw.Size, -1)
+	case o.Qcow2 != nil:
+		return r.given[n] != nil || becomes.resolved != was.resolved, nil
 	}
 	return change.Children != nil && r.given[n] != nil, nil
 }

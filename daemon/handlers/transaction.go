@@ -31,7 +31,7 @@ func (h *Handlers) Transaction(ctx context.Context, a *api.TransactionArguments)
 			return err
 		}
 		for _, action := range a.Actions {
-			if err := h.act(tx, &action); err != nil {
+			if err := h.act(ctx, tx, &action); err != nil {
 				return err
 			}
 		}
@@ -39,7 +39,7 @@ func (h *Handlers) Transaction(ctx context.Context, a *api.TransactionArguments)
 	})
 }
 
-func (h *Handlers) act(tx *block.Tx, a *api.TransactionAction) error {
+func (h *Handlers) act(ctx context.Context, tx *block.Tx, a *api.TransactionAction) error {
 	switch {
 	case a.Abort != nil:
 		return qmp.Errorf("Transaction aborted using Abort action")
@@ -55,6 +55,10 @@ func (h *Handlers) act(tx *block.Tx, a *api.TransactionAction) error {
 		return h.recordBitmap(tx, &a.BlockDirtyBitmapDisable.Data, false)
 	case a.BlockDirtyBitmapMerge != nil:
 		return h.mergeBitmap(tx, &a.BlockDirtyBitmapMerge.Data)
+	case a.BlockdevSnapshot != nil:
+		return h.snapshot(ctx, tx, &a.BlockdevSnapshot.Data)
+	case a.BlockdevSnapshotSync != nil:
+		return h.snapshotSync(ctx, tx, &a.BlockdevSnapshotSync.Data)
 	}
 	return qmp.Errorf("Action '%s' is not available", a.Type)
 }
@@ -78,6 +82,10 @@ func nodesOf(a *api.TransactionAction) []string {
 			}
 		}
 		return names
+	case a.BlockdevSnapshot != nil:
+		return []string{a.BlockdevSnapshot.Data.Node}
+	case a.BlockdevSnapshotSync != nil:
+		return []string{qmp.Or(a.BlockdevSnapshotSync.Data.NodeName, "")}
 	}
 	return nil
 }

@@ -104,7 +104,10 @@ func TestRoundTrip(t *testing.T) {
 		{&JobInfo{}, `{"copied-bytes": 5, "id": "m", "type": "mirror", "status": "null", "current-progress": -1, "total-progress": 9223372036854775807}`},
 		{&BlockJobInfo{}, `{"type": "mirror", "device": "m", "len": 1, "offset": 1, "busy": false, "paused": true, "speed": 0, "io-status": "ok", "ready": true, "status": "ready", "auto-finalize": true, "auto-dismiss": false, "dirty-bytes": 0, "actively-synced": true}`},
 		{&BlockJobInfo{}, `{"type": "create", "device": "m", "len": 1, "offset": 1, "busy": false, "paused": true, "speed": 0, "io-status": "ok", "ready": true, "status": "ready", "auto-finalize": true, "auto-dismiss": false, "error": ""}`},
-		{&ImageInfo{}, `{"filename": "f", "format": "raw", "virtual-size": 1, "backing-image": {"filename": "g", "format": "raw", "virtual-size": 2}, "format-specific": {"type": "file", "data": {"x": [1.5, null]}}}`},
+		{&ImageInfo{}, `{"filename": "f", "format": "raw", "virtual-size": 1, "backing-image": {"filename": "g", "format": "raw", "virtual-size": 2}, "format-specific": {"type": "qcow2", "data": {"compat": "1.1", "refcount-bits": 16, "compression-type": "zlib"}}}`},
+		{&BlockdevOptions{}, `{"driver": "qcow2", "file": "f", "backing": null, "overlap-check": "none"}`},
+		{&BlockdevOptions{}, `{"driver": "qcow2", "file": "f", "backing": "b"}`},
+		{&BlockdevOptions{}, `{"driver": "qcow2", "file": "f", "backing": {"driver": "null-co"}}`},
 		{&SchemaInfoObjectMember{}, `{"name": "a", "type": "1", "default": null}`},
 		{&BlockLimitsInfo{}, `{"request-alignment": 1, "max-discard": 18446744073709551615, "max-iov": 1024, "min-mem-alignment": 4096, "opt-mem-alignment": 4096}`},
 	} {

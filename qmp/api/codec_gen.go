@@ -256,6 +256,52 @@ func (v *BlockDirtyBitmapMergeWrapper) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *BlockdevSnapshotWrapper) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockdevSnapshotWrapper) encodeMembers(e *qmp.Encoder) {
+	e.Key("data")
+	v.Data.EncodeQMP(e)
+}
+
+// DecodeQMP fills v.
+func (v *BlockdevSnapshotWrapper) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockdevSnapshotWrapper) decodeMembers(m *qmp.Members) {
+	v.Data.DecodeQMP(m.Required("data"))
+}
+
+// EncodeQMP writes v.
+func (v *BlockdevSnapshotSyncWrapper) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockdevSnapshotSyncWrapper) encodeMembers(e *qmp.Encoder) {
+	e.Key("data")
+	v.Data.EncodeQMP(e)
+}
+
+// DecodeQMP fills v.
+func (v *BlockdevSnapshotSyncWrapper) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockdevSnapshotSyncWrapper) decodeMembers(m *qmp.Members) {
+	v.Data.DecodeQMP(m.Required("data"))
+}
+
+// EncodeQMP writes v.
 func (v *TransactionAction) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -285,6 +331,12 @@ func (v *TransactionAction) encodeMembers(e *qmp.Encoder) {
 	}
 	if v.Type == TransactionActionKindBlockDirtyBitmapMerge && v.BlockDirtyBitmapMerge != nil {
 		v.BlockDirtyBitmapMerge.encodeMembers(e)
+	}
+	if v.Type == TransactionActionKindBlockdevSnapshot && v.BlockdevSnapshot != nil {
+		v.BlockdevSnapshot.encodeMembers(e)
+	}
+	if v.Type == TransactionActionKindBlockdevSnapshotSync && v.BlockdevSnapshotSync != nil {
+		v.BlockdevSnapshotSync.encodeMembers(e)
 	}
 }
 
@@ -319,6 +371,12 @@ func (v *TransactionAction) decodeMembers(m *qmp.Members) {
 	case TransactionActionKindBlockDirtyBitmapMerge:
 		v.BlockDirtyBitmapMerge = new(BlockDirtyBitmapMergeWrapper)
 		v.BlockDirtyBitmapMerge.decodeMembers(m)
+	case TransactionActionKindBlockdevSnapshot:
+		v.BlockdevSnapshot = new(BlockdevSnapshotWrapper)
+		v.BlockdevSnapshot.decodeMembers(m)
+	case TransactionActionKindBlockdevSnapshotSync:
+		v.BlockdevSnapshotSync = new(BlockdevSnapshotSyncWrapper)
+		v.BlockdevSnapshotSync.decodeMembers(m)
 	}
 }
 
@@ -2070,6 +2128,9 @@ func (v *BlockdevOptions) encodeMembers(e *qmp.Encoder) {
 	if v.Driver == BlockdevDriverNullCo && v.NullCo != nil {
 		v.NullCo.encodeMembers(e)
 	}
+	if v.Driver == BlockdevDriverQcow2 && v.Qcow2 != nil {
+		v.Qcow2.encodeMembers(e)
+	}
 	if v.Driver == BlockdevDriverRaw && v.Raw != nil {
 		v.Raw.encodeMembers(e)
 	}
@@ -2131,6 +2192,9 @@ func (v *BlockdevOptions) decodeMembers(m *qmp.Members) {
 	case BlockdevDriverNullCo:
 		v.NullCo = new(BlockdevOptionsNull)
 		v.NullCo.decodeMembers(m)
+	case BlockdevDriverQcow2:
+		v.Qcow2 = new(BlockdevOptionsQcow2)
+		v.Qcow2.decodeMembers(m)
 	case BlockdevDriverRaw:
 		v.Raw = new(BlockdevOptionsRaw)
 		v.Raw.decodeMembers(m)
@@ -2200,6 +2264,9 @@ func (v *BlockdevCreateOptions) encodeMembers(e *qmp.Encoder) {
 	if v.Driver == BlockdevDriverFile && v.File != nil {
 		v.File.encodeMembers(e)
 	}
+	if v.Driver == BlockdevDriverQcow2 && v.Qcow2 != nil {
+		v.Qcow2.encodeMembers(e)
+	}
 }
 
 // DecodeQMP fills v.
@@ -2215,6 +2282,9 @@ func (v *BlockdevCreateOptions) decodeMembers(m *qmp.Members) {
 	case BlockdevDriverFile:
 		v.File = new(BlockdevCreateOptionsFile)
 		v.File.decodeMembers(m)
+	case BlockdevDriverQcow2:
+		v.Qcow2 = new(BlockdevCreateOptionsQcow2)
+		v.Qcow2.decodeMembers(m)
 	}
 }
 
@@ -2821,6 +2891,606 @@ func (v *ObjectPropertyInfo) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *BlockdevOptionsGenericCOWFormat) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockdevOptionsGenericCOWFormat) encodeMembers(e *qmp.Encoder) {
+	v.BlockdevOptionsGenericFormat.encodeMembers(e)
+	if v.Backing != nil {
+		e.Key("backing")
+		v.Backing.EncodeQMP(e)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockdevOptionsGenericCOWFormat) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockdevOptionsGenericCOWFormat) decodeMembers(m *qmp.Members) {
+	v.BlockdevOptionsGenericFormat.decodeMembers(m)
+	if p := m.Optional("backing"); p.Present() {
+		v.Backing = new(BlockdevRefOrNull)
+		v.Backing.DecodeQMP(p)
+	}
+}
+
+// EncodeQMP writes v.
+func (v *Qcow2OverlapCheckFlags) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *Qcow2OverlapCheckFlags) encodeMembers(e *qmp.Encoder) {
+	if v.Template != "" {
+		e.Key("template")
+		e.String(string(v.Template))
+	}
+	if v.MainHeader != nil {
+		e.Key("main-header")
+		e.Bool(*v.MainHeader)
+	}
+	if v.ActiveL1 != nil {
+		e.Key("active-l1")
+		e.Bool(*v.ActiveL1)
+	}
+	if v.ActiveL2 != nil {
+		e.Key("active-l2")
+		e.Bool(*v.ActiveL2)
+	}
+	if v.RefcountTable != nil {
+		e.Key("refcount-table")
+		e.Bool(*v.RefcountTable)
+	}
+	if v.RefcountBlock != nil {
+		e.Key("refcount-block")
+		e.Bool(*v.RefcountBlock)
+	}
+	if v.SnapshotTable != nil {
+		e.Key("snapshot-table")
+		e.Bool(*v.SnapshotTable)
+	}
+	if v.InactiveL1 != nil {
+		e.Key("inactive-l1")
+		e.Bool(*v.InactiveL1)
+	}
+	if v.InactiveL2 != nil {
+		e.Key("inactive-l2")
+		e.Bool(*v.InactiveL2)
+	}
+	if v.BitmapDirectory != nil {
+		e.Key("bitmap-directory")
+		e.Bool(*v.BitmapDirectory)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *Qcow2OverlapCheckFlags) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *Qcow2OverlapCheckFlags) decodeMembers(m *qmp.Members) {
+	if p := m.Optional("template"); p.Present() {
+		v.Template = qmp.DecodeEnum[Qcow2OverlapCheckMode](p)
+	}
+	if p := m.Optional("main-header"); p.Present() {
+		v.MainHeader = new(p.Bool())
+	}
+	if p := m.Optional("active-l1"); p.Present() {
+		v.ActiveL1 = new(p.Bool())
+	}
+	if p := m.Optional("active-l2"); p.Present() {
+		v.ActiveL2 = new(p.Bool())
+	}
+	if p := m.Optional("refcount-table"); p.Present() {
+		v.RefcountTable = new(p.Bool())
+	}
+	if p := m.Optional("refcount-block"); p.Present() {
+		v.RefcountBlock = new(p.Bool())
+	}
+	if p := m.Optional("snapshot-table"); p.Present() {
+		v.SnapshotTable = new(p.Bool())
+	}
+	if p := m.Optional("inactive-l1"); p.Present() {
+		v.InactiveL1 = new(p.Bool())
+	}
+	if p := m.Optional("inactive-l2"); p.Present() {
+		v.InactiveL2 = new(p.Bool())
+	}
+	if p := m.Optional("bitmap-directory"); p.Present() {
+		v.BitmapDirectory = new(p.Bool())
+	}
+}
+
+// EncodeQMP writes v.
+func (v *BlockdevQcow2Encryption) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockdevQcow2Encryption) encodeMembers(e *qmp.Encoder) {
+	e.Key("format")
+	e.String(string(v.Format))
+	if v.KeySecret != nil {
+		e.Key("key-secret")
+		e.String(*v.KeySecret)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockdevQcow2Encryption) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockdevQcow2Encryption) decodeMembers(m *qmp.Members) {
+	v.Format = qmp.DecodeEnum[BlockdevQcow2EncryptionFormat](m.Required("format"))
+	if p := m.Optional("key-secret"); p.Present() {
+		v.KeySecret = new(p.Text())
+	}
+}
+
+// EncodeQMP writes v.
+func (v *BlockdevOptionsQcow2) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockdevOptionsQcow2) encodeMembers(e *qmp.Encoder) {
+	v.BlockdevOptionsGenericCOWFormat.encodeMembers(e)
+	if v.LazyRefcounts != nil {
+		e.Key("lazy-refcounts")
+		e.Bool(*v.LazyRefcounts)
+	}
+	if v.PassDiscardRequest != nil {
+		e.Key("pass-discard-request")
+		e.Bool(*v.PassDiscardRequest)
+	}
+	if v.PassDiscardSnapshot != nil {
+		e.Key("pass-discard-snapshot")
+		e.Bool(*v.PassDiscardSnapshot)
+	}
+	if v.PassDiscardOther != nil {
+		e.Key("pass-discard-other")
+		e.Bool(*v.PassDiscardOther)
+	}
+	if v.DiscardNoUnref != nil {
+		e.Key("discard-no-unref")
+		e.Bool(*v.DiscardNoUnref)
+	}
+	if v.OverlapCheck != nil {
+		e.Key("overlap-check")
+		v.OverlapCheck.EncodeQMP(e)
+	}
+	if v.CacheSize != nil {
+		e.Key("cache-size")
+		e.Int(*v.CacheSize)
+	}
+	if v.L2CacheSize != nil {
+		e.Key("l2-cache-size")
+		e.Int(*v.L2CacheSize)
+	}
+	if v.L2CacheEntrySize != nil {
+		e.Key("l2-cache-entry-size")
+		e.Int(*v.L2CacheEntrySize)
+	}
+	if v.RefcountCacheSize != nil {
+		e.Key("refcount-cache-size")
+		e.Int(*v.RefcountCacheSize)
+	}
+	if v.CacheCleanInterval != nil {
+		e.Key("cache-clean-interval")
+		e.Uint(*v.CacheCleanInterval)
+	}
+	if v.Encrypt != nil {
+		e.Key("encrypt")
+		v.Encrypt.EncodeQMP(e)
+	}
+	if v.DataFile != nil {
+		e.Key("data-file")
+		v.DataFile.EncodeQMP(e)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockdevOptionsQcow2) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockdevOptionsQcow2) decodeMembers(m *qmp.Members) {
+	v.BlockdevOptionsGenericCOWFormat.decodeMembers(m)
+	if p := m.Optional("lazy-refcounts"); p.Present() {
+		v.LazyRefcounts = new(p.Bool())
+	}
+	if p := m.Optional("pass-discard-request"); p.Present() {
+		v.PassDiscardRequest = new(p.Bool())
+	}
+	if p := m.Optional("pass-discard-snapshot"); p.Present() {
+		v.PassDiscardSnapshot = new(p.Bool())
+	}
+	if p := m.Optional("pass-discard-other"); p.Present() {
+		v.PassDiscardOther = new(p.Bool())
+	}
+	if p := m.Optional("discard-no-unref"); p.Present() {
+		v.DiscardNoUnref = new(p.Bool())
+	}
+	if p := m.Optional("overlap-check"); p.Present() {
+		v.OverlapCheck = new(Qcow2OverlapChecks)
+		v.OverlapCheck.DecodeQMP(p)
+	}
+	if p := m.Optional("cache-size"); p.Present() {
+		v.CacheSize = new(p.Int(64))
+	}
+	if p := m.Optional("l2-cache-size"); p.Present() {
+		v.L2CacheSize = new(p.Int(64))
+	}
+	if p := m.Optional("l2-cache-entry-size"); p.Present() {
+		v.L2CacheEntrySize = new(p.Int(64))
+	}
+	if p := m.Optional("refcount-cache-size"); p.Present() {
+		v.RefcountCacheSize = new(p.Int(64))
+	}
+	if p := m.Optional("cache-clean-interval"); p.Present() {
+		v.CacheCleanInterval = new(p.Uint(64))
+	}
+	if p := m.Optional("encrypt"); p.Present() {
+		v.Encrypt = new(BlockdevQcow2Encryption)
+		v.Encrypt.DecodeQMP(p)
+	}
+	if p := m.Optional("data-file"); p.Present() {
+		v.DataFile = new(BlockdevRef)
+		v.DataFile.DecodeQMP(p)
+	}
+}
+
+// EncodeQMP writes v.
+func (v *BlockdevCreateOptionsQcow2) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockdevCreateOptionsQcow2) encodeMembers(e *qmp.Encoder) {
+	e.Key("file")
+	v.File.EncodeQMP(e)
+	if v.DataFile != nil {
+		e.Key("data-file")
+		v.DataFile.EncodeQMP(e)
+	}
+	if v.DataFileRaw != nil {
+		e.Key("data-file-raw")
+		e.Bool(*v.DataFileRaw)
+	}
+	if v.ExtendedL2 != nil {
+		e.Key("extended-l2")
+		e.Bool(*v.ExtendedL2)
+	}
+	e.Key("size")
+	e.Uint(v.Size)
+	if v.Version != "" {
+		e.Key("version")
+		e.String(string(v.Version))
+	}
+	if v.BackingFile != nil {
+		e.Key("backing-file")
+		e.String(*v.BackingFile)
+	}
+	if v.BackingFmt != "" {
+		e.Key("backing-fmt")
+		e.String(string(v.BackingFmt))
+	}
+	if v.Encrypt != nil {
+		e.Key("encrypt")
+		v.Encrypt.EncodeQMP(e)
+	}
+	if v.ClusterSize != nil {
+		e.Key("cluster-size")
+		e.Uint(*v.ClusterSize)
+	}
+	if v.Preallocation != "" {
+		e.Key("preallocation")
+		e.String(string(v.Preallocation))
+	}
+	if v.LazyRefcounts != nil {
+		e.Key("lazy-refcounts")
+		e.Bool(*v.LazyRefcounts)
+	}
+	if v.RefcountBits != nil {
+		e.Key("refcount-bits")
+		e.Int(*v.RefcountBits)
+	}
+	if v.CompressionType != "" {
+		e.Key("compression-type")
+		e.String(string(v.CompressionType))
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockdevCreateOptionsQcow2) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockdevCreateOptionsQcow2) decodeMembers(m *qmp.Members) {
+	v.File.DecodeQMP(m.Required("file"))
+	if p := m.Optional("data-file"); p.Present() {
+		v.DataFile = new(BlockdevRef)
+		v.DataFile.DecodeQMP(p)
+	}
+	if p := m.Optional("data-file-raw"); p.Present() {
+		v.DataFileRaw = new(p.Bool())
+	}
+	if p := m.Optional("extended-l2"); p.Present() {
+		v.ExtendedL2 = new(p.Bool())
+	}
+	v.Size = m.Required("size").Size()
+	if p := m.Optional("version"); p.Present() {
+		v.Version = qmp.DecodeEnum[BlockdevQcow2Version](p)
+	}
+	if p := m.Optional("backing-file"); p.Present() {
+		v.BackingFile = new(p.Text())
+	}
+	if p := m.Optional("backing-fmt"); p.Present() {
+		v.BackingFmt = qmp.DecodeEnum[BlockdevDriver](p)
+	}
+	if p := m.Optional("encrypt"); p.Present() {
+		v.Encrypt = new(BlockdevQcow2Encryption)
+		v.Encrypt.DecodeQMP(p)
+	}
+	if p := m.Optional("cluster-size"); p.Present() {
+		v.ClusterSize = new(p.Size())
+	}
+	if p := m.Optional("preallocation"); p.Present() {
+		v.Preallocation = qmp.DecodeEnum[PreallocMode](p)
+	}
+	if p := m.Optional("lazy-refcounts"); p.Present() {
+		v.LazyRefcounts = new(p.Bool())
+	}
+	if p := m.Optional("refcount-bits"); p.Present() {
+		v.RefcountBits = new(p.Int(64))
+	}
+	if p := m.Optional("compression-type"); p.Present() {
+		v.CompressionType = qmp.DecodeEnum[Qcow2CompressionType](p)
+	}
+}
+
+// EncodeQMP writes v.
+func (v *Qcow2BitmapInfo) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *Qcow2BitmapInfo) encodeMembers(e *qmp.Encoder) {
+	e.Key("name")
+	e.String(v.Name)
+	e.Key("granularity")
+	e.Uint(uint64(v.Granularity))
+	e.Key("flags")
+	e.BeginArray()
+	for i := range v.Flags {
+		e.Elem()
+		e.String(string(v.Flags[i]))
+	}
+	e.EndArray()
+}
+
+// DecodeQMP fills v.
+func (v *Qcow2BitmapInfo) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *Qcow2BitmapInfo) decodeMembers(m *qmp.Members) {
+	v.Name = m.Required("name").Text()
+	v.Granularity = uint32(m.Required("granularity").Uint(32))
+	if p := m.Required("flags"); p.Present() {
+		l := p.List()
+		v.Flags = make([]Qcow2BitmapInfoFlags, l.Len())
+		for i := range v.Flags {
+			v.Flags[i] = qmp.DecodeEnum[Qcow2BitmapInfoFlags](l.At(i))
+		}
+	}
+}
+
+// EncodeQMP writes v.
+func (v *ImageInfoSpecificQCow2) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *ImageInfoSpecificQCow2) encodeMembers(e *qmp.Encoder) {
+	e.Key("compat")
+	e.String(v.Compat)
+	if v.DataFile != nil {
+		e.Key("data-file")
+		e.String(*v.DataFile)
+	}
+	if v.DataFileRaw != nil {
+		e.Key("data-file-raw")
+		e.Bool(*v.DataFileRaw)
+	}
+	if v.ExtendedL2 != nil {
+		e.Key("extended-l2")
+		e.Bool(*v.ExtendedL2)
+	}
+	if v.LazyRefcounts != nil {
+		e.Key("lazy-refcounts")
+		e.Bool(*v.LazyRefcounts)
+	}
+	if v.Corrupt != nil {
+		e.Key("corrupt")
+		e.Bool(*v.Corrupt)
+	}
+	e.Key("refcount-bits")
+	e.Int(v.RefcountBits)
+	if v.Bitmaps != nil {
+		e.Key("bitmaps")
+		e.BeginArray()
+		for i := range v.Bitmaps {
+			e.Elem()
+			v.Bitmaps[i].EncodeQMP(e)
+		}
+		e.EndArray()
+	}
+	e.Key("compression-type")
+	e.String(string(v.CompressionType))
+}
+
+// DecodeQMP fills v.
+func (v *ImageInfoSpecificQCow2) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *ImageInfoSpecificQCow2) decodeMembers(m *qmp.Members) {
+	v.Compat = m.Required("compat").Text()
+	if p := m.Optional("data-file"); p.Present() {
+		v.DataFile = new(p.Text())
+	}
+	if p := m.Optional("data-file-raw"); p.Present() {
+		v.DataFileRaw = new(p.Bool())
+	}
+	if p := m.Optional("extended-l2"); p.Present() {
+		v.ExtendedL2 = new(p.Bool())
+	}
+	if p := m.Optional("lazy-refcounts"); p.Present() {
+		v.LazyRefcounts = new(p.Bool())
+	}
+	if p := m.Optional("corrupt"); p.Present() {
+		v.Corrupt = new(p.Bool())
+	}
+	v.RefcountBits = m.Required("refcount-bits").Int(64)
+	if p := m.Optional("bitmaps"); p.Present() {
+		l := p.List()
+		v.Bitmaps = make([]Qcow2BitmapInfo, l.Len())
+		for i := range v.Bitmaps {
+			v.Bitmaps[i].DecodeQMP(l.At(i))
+		}
+	}
+	v.CompressionType = qmp.DecodeEnum[Qcow2CompressionType](m.Required("compression-type"))
+}
+
+// EncodeQMP writes v.
+func (v *ImageInfoSpecificQCow2Wrapper) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *ImageInfoSpecificQCow2Wrapper) encodeMembers(e *qmp.Encoder) {
+	e.Key("data")
+	v.Data.EncodeQMP(e)
+}
+
+// DecodeQMP fills v.
+func (v *ImageInfoSpecificQCow2Wrapper) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *ImageInfoSpecificQCow2Wrapper) decodeMembers(m *qmp.Members) {
+	v.Data.DecodeQMP(m.Required("data"))
+}
+
+// EncodeQMP writes v.
+func (v *ImageInfoSpecific) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *ImageInfoSpecific) encodeMembers(e *qmp.Encoder) {
+	e.Key("type")
+	e.String(string(v.Type))
+	if v.Type == ImageInfoSpecificKindQcow2 && v.Qcow2 != nil {
+		v.Qcow2.encodeMembers(e)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *ImageInfoSpecific) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *ImageInfoSpecific) decodeMembers(m *qmp.Members) {
+	v.Type = qmp.DecodeEnum[ImageInfoSpecificKind](m.Required("type"))
+	switch v.Type {
+	case ImageInfoSpecificKindQcow2:
+		v.Qcow2 = new(ImageInfoSpecificQCow2Wrapper)
+		v.Qcow2.decodeMembers(m)
+	}
+}
+
+// EncodeQMP writes v.
+func (v *SnapshotInfo) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *SnapshotInfo) encodeMembers(e *qmp.Encoder) {
+	e.Key("id")
+	e.String(v.ID)
+	e.Key("name")
+	e.String(v.Name)
+	e.Key("vm-state-size")
+	e.Int(v.VmStateSize)
+	e.Key("date-sec")
+	e.Int(v.DateSec)
+	e.Key("date-nsec")
+	e.Int(v.DateNsec)
+	e.Key("vm-clock-sec")
+	e.Int(v.VmClockSec)
+	e.Key("vm-clock-nsec")
+	e.Int(v.VmClockNsec)
+	if v.Icount != nil {
+		e.Key("icount")
+		e.Int(*v.Icount)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *SnapshotInfo) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *SnapshotInfo) decodeMembers(m *qmp.Members) {
+	v.ID = m.Required("id").Text()
+	v.Name = m.Required("name").Text()
+	v.VmStateSize = m.Required("vm-state-size").Int(64)
+	v.DateSec = m.Required("date-sec").Int(64)
+	v.DateNsec = m.Required("date-nsec").Int(64)
+	v.VmClockSec = m.Required("vm-clock-sec").Int(64)
+	v.VmClockNsec = m.Required("vm-clock-nsec").Int(64)
+	if p := m.Optional("icount"); p.Present() {
+		v.Icount = new(p.Int(64))
+	}
+}
+
+// EncodeQMP writes v.
 func (v *BlockdevCacheInfo) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -3036,13 +3706,22 @@ func (v *ImageInfo) encodeMembers(e *qmp.Encoder) {
 		e.Key("backing-image")
 		v.BackingImage.EncodeQMP(e)
 	}
+	if v.Snapshots != nil {
+		e.Key("snapshots")
+		e.BeginArray()
+		for i := range v.Snapshots {
+			e.Elem()
+			v.Snapshots[i].EncodeQMP(e)
+		}
+		e.EndArray()
+	}
 	if v.Limits != nil {
 		e.Key("limits")
 		v.Limits.EncodeQMP(e)
 	}
 	if v.FormatSpecific != nil {
 		e.Key("format-specific")
-		e.Value(v.FormatSpecific)
+		v.FormatSpecific.EncodeQMP(e)
 	}
 }
 
@@ -3085,12 +3764,20 @@ func (v *ImageInfo) decodeMembers(m *qmp.Members) {
 		v.BackingImage = new(ImageInfo)
 		v.BackingImage.DecodeQMP(p)
 	}
+	if p := m.Optional("snapshots"); p.Present() {
+		l := p.List()
+		v.Snapshots = make([]SnapshotInfo, l.Len())
+		for i := range v.Snapshots {
+			v.Snapshots[i].DecodeQMP(l.At(i))
+		}
+	}
 	if p := m.Optional("limits"); p.Present() {
 		v.Limits = new(BlockLimitsInfo)
 		v.Limits.DecodeQMP(p)
 	}
 	if p := m.Optional("format-specific"); p.Present() {
-		v.FormatSpecific = p.Value()
+		v.FormatSpecific = new(ImageInfoSpecific)
+		v.FormatSpecific.DecodeQMP(p)
 	}
 }
 
@@ -3526,6 +4213,90 @@ func (v *BlockStats) decodeMembers(m *qmp.Members) {
 	if p := m.Optional("backing"); p.Present() {
 		v.Backing = new(BlockStats)
 		v.Backing.DecodeQMP(p)
+	}
+}
+
+// EncodeQMP writes v.
+func (v *BlockdevSnapshot) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockdevSnapshot) encodeMembers(e *qmp.Encoder) {
+	e.Key("node")
+	e.String(v.Node)
+	e.Key("overlay")
+	e.String(v.Overlay)
+}
+
+// DecodeQMP fills v.
+func (v *BlockdevSnapshot) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockdevSnapshot) decodeMembers(m *qmp.Members) {
+	v.Node = m.Required("node").Text()
+	v.Overlay = m.Required("overlay").Text()
+}
+
+// EncodeQMP writes v.
+func (v *BlockdevSnapshotSync) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockdevSnapshotSync) encodeMembers(e *qmp.Encoder) {
+	if v.Device != nil {
+		e.Key("device")
+		e.String(*v.Device)
+	}
+	if v.NodeName != nil {
+		e.Key("node-name")
+		e.String(*v.NodeName)
+	}
+	e.Key("snapshot-file")
+	e.String(v.SnapshotFile)
+	if v.SnapshotNodeName != nil {
+		e.Key("snapshot-node-name")
+		e.String(*v.SnapshotNodeName)
+	}
+	if v.Format != nil {
+		e.Key("format")
+		e.String(*v.Format)
+	}
+	if v.Mode != "" {
+		e.Key("mode")
+		e.String(string(v.Mode))
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockdevSnapshotSync) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockdevSnapshotSync) decodeMembers(m *qmp.Members) {
+	if p := m.Optional("device"); p.Present() {
+		v.Device = new(p.Text())
+	}
+	if p := m.Optional("node-name"); p.Present() {
+		v.NodeName = new(p.Text())
+	}
+	v.SnapshotFile = m.Required("snapshot-file").Text()
+	if p := m.Optional("snapshot-node-name"); p.Present() {
+		v.SnapshotNodeName = new(p.Text())
+	}
+	if p := m.Optional("format"); p.Present() {
+		v.Format = new(p.Text())
+	}
+	if p := m.Optional("mode"); p.Present() {
+		v.Mode = qmp.DecodeEnum[NewImageMode](p)
 	}
 }
 
@@ -5149,6 +5920,56 @@ func (v *QOMSetArguments) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *BlockImageCorruptedEvent) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockImageCorruptedEvent) encodeMembers(e *qmp.Encoder) {
+	e.Key("device")
+	e.String(v.Device)
+	if v.NodeName != nil {
+		e.Key("node-name")
+		e.String(*v.NodeName)
+	}
+	e.Key("msg")
+	e.String(v.Msg)
+	if v.Offset != nil {
+		e.Key("offset")
+		e.Int(*v.Offset)
+	}
+	if v.Size != nil {
+		e.Key("size")
+		e.Int(*v.Size)
+	}
+	e.Key("fatal")
+	e.Bool(v.Fatal)
+}
+
+// DecodeQMP fills v.
+func (v *BlockImageCorruptedEvent) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockImageCorruptedEvent) decodeMembers(m *qmp.Members) {
+	v.Device = m.Required("device").Text()
+	if p := m.Optional("node-name"); p.Present() {
+		v.NodeName = new(p.Text())
+	}
+	v.Msg = m.Required("msg").Text()
+	if p := m.Optional("offset"); p.Present() {
+		v.Offset = new(p.Int(64))
+	}
+	if p := m.Optional("size"); p.Present() {
+		v.Size = new(p.Int(64))
+	}
+	v.Fatal = m.Required("fatal").Bool()
+}
+
+// EncodeQMP writes v.
 func (v *QueryNamedBlockNodesArguments) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -5264,6 +6085,35 @@ func (v *BlockNodeConnectionEvent) decodeMembers(m *qmp.Members) {
 	}
 }
 
+// EncodeQMP writes v.
+func (v *ChangeBackingFileArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *ChangeBackingFileArguments) encodeMembers(e *qmp.Encoder) {
+	e.Key("device")
+	e.String(v.Device)
+	e.Key("image-node-name")
+	e.String(v.ImageNodeName)
+	e.Key("backing-file")
+	e.String(v.BackingFile)
+}
+
+// DecodeQMP fills v.
+func (v *ChangeBackingFileArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *ChangeBackingFileArguments) decodeMembers(m *qmp.Members) {
+	v.Device = m.Required("device").Text()
+	v.ImageNodeName = m.Required("image-node-name").Text()
+	v.BackingFile = m.Required("backing-file").Text()
+}
+
 // EncodeQMP writes the choice that is set.
 func (v *BlockDirtyBitmapOrStr) EncodeQMP(e *qmp.Encoder) {
 	switch {
@@ -5344,5 +6194,59 @@ func (v *BlockdevRef) DecodeQMP(p qmp.Param) {
 		v.Reference = new(p.Text())
 	default:
 		p.NoChoice("BlockdevRef")
+	}
+}
+
+// EncodeQMP writes the choice that is set.
+func (v *BlockdevRefOrNull) EncodeQMP(e *qmp.Encoder) {
+	switch {
+	case v.Definition != nil:
+		v.Definition.EncodeQMP(e)
+	case v.Reference != nil:
+		e.String(*v.Reference)
+	case v.Null != nil:
+		e.Null()
+	default:
+		e.Null()
+	}
+}
+
+// DecodeQMP fills the choice that the value is.
+func (v *BlockdevRefOrNull) DecodeQMP(p qmp.Param) {
+	switch {
+	case p.IsObject():
+		v.Definition = new(BlockdevOptions)
+		v.Definition.DecodeQMP(p)
+	case p.IsText():
+		v.Reference = new(p.Text())
+	case p.IsNull():
+		v.Null = new(p.Null())
+	default:
+		p.NoChoice("BlockdevRefOrNull")
+	}
+}
+
+// EncodeQMP writes the choice that is set.
+func (v *Qcow2OverlapChecks) EncodeQMP(e *qmp.Encoder) {
+	switch {
+	case v.Flags != nil:
+		v.Flags.EncodeQMP(e)
+	case v.Mode != "":
+		e.String(string(v.Mode))
+	default:
+		e.Null()
+	}
+}
+
+// DecodeQMP fills the choice that the value is.
+func (v *Qcow2OverlapChecks) DecodeQMP(p qmp.Param) {
+	switch {
+	case p.IsObject():
+		v.Flags = new(Qcow2OverlapCheckFlags)
+		v.Flags.DecodeQMP(p)
+	case p.IsText():
+		v.Mode = qmp.DecodeEnum[Qcow2OverlapCheckMode](p)
+	default:
+		p.NoChoice("Qcow2OverlapChecks")
 	}
 }

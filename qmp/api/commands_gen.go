@@ -163,6 +163,17 @@ type Commands interface {
 
 	// QueryBlockstats is query-blockstats. Returns counters of devices, or of nodes.
 	QueryBlockstats(ctx context.Context, args *QueryBlockstatsArguments) ([]BlockStats, error)
+
+	// BlockdevSnapshot is blockdev-snapshot. Puts an overlay on a disk: whoever uses the disk uses the overlay from then
+	// on, and the disk does not change any more.
+	BlockdevSnapshot(ctx context.Context, args *BlockdevSnapshot) error
+
+	// BlockdevSnapshotSync is blockdev-snapshot-sync. Makes an overlay image and puts it on a disk.
+	BlockdevSnapshotSync(ctx context.Context, args *BlockdevSnapshotSync) error
+
+	// ChangeBackingFile is change-backing-file. Changes what an image in a chain says of its backing file.  What is read
+	// does not change: the file must have the same content.
+	ChangeBackingFile(ctx context.Context, args *ChangeBackingFileArguments) error
 }
 
 // Dispatch checks the arguments of a command and executes it. The result
@@ -502,6 +513,24 @@ func Dispatch(ctx context.Context, impl Commands, name string, args *qmp.Object)
 			return nil, err
 		}
 		return list[BlockStats, *BlockStats](r), nil
+	case "blockdev-snapshot":
+		var a BlockdevSnapshot
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.BlockdevSnapshot(ctx, &a)
+	case "blockdev-snapshot-sync":
+		var a BlockdevSnapshotSync
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.BlockdevSnapshotSync(ctx, &a)
+	case "change-backing-file":
+		var a ChangeBackingFileArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.ChangeBackingFile(ctx, &a)
 	}
 	return nil, qmp.ErrCommandNotFound(name)
 }
@@ -558,4 +587,7 @@ var commandNames = []string{
 	"query-named-block-nodes",
 	"query-block",
 	"query-blockstats",
+	"blockdev-snapshot",
+	"blockdev-snapshot-sync",
+	"change-backing-file",
 }

@@ -35,6 +35,8 @@ const (
 	TransactionActionKindBlockDirtyBitmapEnable  TransactionActionKind = "block-dirty-bitmap-enable"  // let a bitmap record
 	TransactionActionKindBlockDirtyBitmapDisable TransactionActionKind = "block-dirty-bitmap-disable" // stop a bitmap from recording
 	TransactionActionKindBlockDirtyBitmapMerge   TransactionActionKind = "block-dirty-bitmap-merge"   // add the bits of bitmaps to another
+	TransactionActionKindBlockdevSnapshot        TransactionActionKind = "blockdev-snapshot"          // put an overlay on a disk
+	TransactionActionKindBlockdevSnapshotSync    TransactionActionKind = "blockdev-snapshot-sync"     // make an overlay and put it on a disk
 )
 
 // Valid tells whether v is one of the values.
@@ -46,7 +48,9 @@ func (v TransactionActionKind) Valid() bool {
 		TransactionActionKindBlockDirtyBitmapClear,
 		TransactionActionKindBlockDirtyBitmapEnable,
 		TransactionActionKindBlockDirtyBitmapDisable,
-		TransactionActionKindBlockDirtyBitmapMerge:
+		TransactionActionKindBlockDirtyBitmapMerge,
+		TransactionActionKindBlockdevSnapshot,
+		TransactionActionKindBlockdevSnapshotSync:
 		return true
 	}
 	return false
@@ -397,6 +401,7 @@ const (
 	BlockdevDriverNBD        BlockdevDriver = "nbd"         // a disk that an NBD server shows
 	BlockdevDriverNullAIO    BlockdevDriver = "null-aio"    // as null-co
 	BlockdevDriverNullCo     BlockdevDriver = "null-co"     // stores nothing
+	BlockdevDriverQcow2      BlockdevDriver = "qcow2"       // an image in QEMU's format of that name
 	BlockdevDriverRaw        BlockdevDriver = "raw"         // the bytes of a child, or a window of them
 	BlockdevDriverThrottle   BlockdevDriver = "throttle"    // limits the requests that pass
 )
@@ -410,6 +415,7 @@ func (v BlockdevDriver) Valid() bool {
 		BlockdevDriverNBD,
 		BlockdevDriverNullAIO,
 		BlockdevDriverNullCo,
+		BlockdevDriverQcow2,
 		BlockdevDriverRaw,
 		BlockdevDriverThrottle:
 		return true
@@ -770,6 +776,122 @@ func (v ObjectType) Valid() bool {
 	return false
 }
 
+// Qcow2OverlapCheckMode: How much a qcow2 node looks for writes that would hit its own tables.
+type Qcow2OverlapCheckMode string
+
+// Values of Qcow2OverlapCheckMode.
+const (
+	Qcow2OverlapCheckModeNone     Qcow2OverlapCheckMode = "none"     // nothing
+	Qcow2OverlapCheckModeConstant Qcow2OverlapCheckMode = "constant" // what costs no time
+	Qcow2OverlapCheckModeCached   Qcow2OverlapCheckMode = "cached"   // what is in memory
+	Qcow2OverlapCheckModeAll      Qcow2OverlapCheckMode = "all"      // everything
+)
+
+// Valid tells whether v is one of the values.
+func (v Qcow2OverlapCheckMode) Valid() bool {
+	switch v {
+	case Qcow2OverlapCheckModeNone,
+		Qcow2OverlapCheckModeConstant,
+		Qcow2OverlapCheckModeCached,
+		Qcow2OverlapCheckModeAll:
+		return true
+	}
+	return false
+}
+
+// BlockdevQcow2EncryptionFormat: Ways of encrypting a qcow2 image.
+type BlockdevQcow2EncryptionFormat string
+
+// Values of BlockdevQcow2EncryptionFormat.
+const (
+	BlockdevQcow2EncryptionFormatAes  BlockdevQcow2EncryptionFormat = "aes"  // the old one
+	BlockdevQcow2EncryptionFormatLuks BlockdevQcow2EncryptionFormat = "luks" // LUKS
+)
+
+// Valid tells whether v is one of the values.
+func (v BlockdevQcow2EncryptionFormat) Valid() bool {
+	switch v {
+	case BlockdevQcow2EncryptionFormatAes,
+		BlockdevQcow2EncryptionFormatLuks:
+		return true
+	}
+	return false
+}
+
+// BlockdevQcow2Version: Versions of qcow2.
+type BlockdevQcow2Version string
+
+// Values of BlockdevQcow2Version.
+const (
+	BlockdevQcow2VersionV2 BlockdevQcow2Version = "v2" // the first (compatibility level 0.10)
+	BlockdevQcow2VersionV3 BlockdevQcow2Version = "v3" // the extensible one (compatibility level 1.1)
+)
+
+// Valid tells whether v is one of the values.
+func (v BlockdevQcow2Version) Valid() bool {
+	switch v {
+	case BlockdevQcow2VersionV2,
+		BlockdevQcow2VersionV3:
+		return true
+	}
+	return false
+}
+
+// Qcow2CompressionType: How compressed clusters are compressed.
+type Qcow2CompressionType string
+
+// Values of Qcow2CompressionType.
+const (
+	Qcow2CompressionTypeZlib Qcow2CompressionType = "zlib" // deflate
+	Qcow2CompressionTypeZstd Qcow2CompressionType = "zstd" // Zstandard
+)
+
+// Valid tells whether v is one of the values.
+func (v Qcow2CompressionType) Valid() bool {
+	switch v {
+	case Qcow2CompressionTypeZlib,
+		Qcow2CompressionTypeZstd:
+		return true
+	}
+	return false
+}
+
+// Qcow2BitmapInfoFlags: What an image says of a bitmap.
+type Qcow2BitmapInfoFlags string
+
+// Values of Qcow2BitmapInfoFlags.
+const (
+	Qcow2BitmapInfoFlagsInUse Qcow2BitmapInfoFlags = "in-use" // somebody has it open, or did not close it properly
+	Qcow2BitmapInfoFlagsAuto  Qcow2BitmapInfoFlags = "auto"   // it takes note of writes
+)
+
+// Valid tells whether v is one of the values.
+func (v Qcow2BitmapInfoFlags) Valid() bool {
+	switch v {
+	case Qcow2BitmapInfoFlagsInUse,
+		Qcow2BitmapInfoFlagsAuto:
+		return true
+	}
+	return false
+}
+
+// ImageInfoSpecificKind: Formats that have something of their own to say.
+type ImageInfoSpecificKind string
+
+// Values of ImageInfoSpecificKind.
+const (
+	ImageInfoSpecificKindQcow2 ImageInfoSpecificKind = "qcow2" // qcow2
+)
+
+// Valid tells whether v is one of the values.
+func (v ImageInfoSpecificKind) Valid() bool {
+	switch v {
+	case ImageInfoSpecificKindQcow2:
+		return true
+	}
+	return false
+}
+
 // BlockNodeConnectionState: How a node stands with the server that has its disk.
 type BlockNodeConnectionState string
 
@@ -788,6 +910,25 @@ func (v BlockNodeConnectionState) Valid() bool {
 		BlockNodeConnectionStateWaiting,
 		BlockNodeConnectionStateFailing,
 		BlockNodeConnectionStateBroken:
+		return true
+	}
+	return false
+}
+
+// NewImageMode: Where an image comes from.
+type NewImageMode string
+
+// Values of NewImageMode.
+const (
+	NewImageModeExisting      NewImageMode = "existing"       // it is there
+	NewImageModeAbsolutePaths NewImageMode = "absolute-paths" // it is made, and names its backing file by its full path
+)
+
+// Valid tells whether v is one of the values.
+func (v NewImageMode) Valid() bool {
+	switch v {
+	case NewImageModeExisting,
+		NewImageModeAbsolutePaths:
 		return true
 	}
 	return false

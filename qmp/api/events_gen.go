@@ -30,6 +30,9 @@ func (*BlockJobErrorEvent) EventName() string { return "BLOCK_JOB_ERROR" }
 // EventName returns BLOCK_JOB_COPY_MODE_CHANGED.
 func (*BlockJobCopyModeChangedEvent) EventName() string { return "BLOCK_JOB_COPY_MODE_CHANGED" }
 
+// EventName returns BLOCK_IMAGE_CORRUPTED.
+func (*BlockImageCorruptedEvent) EventName() string { return "BLOCK_IMAGE_CORRUPTED" }
+
 // EventName returns BLOCK_WRITE_THRESHOLD.
 func (*BlockWriteThresholdEvent) EventName() string { return "BLOCK_WRITE_THRESHOLD" }
 
@@ -55,6 +58,8 @@ func newEvent(name string) event {
 		return new(BlockJobErrorEvent)
 	case "BLOCK_JOB_COPY_MODE_CHANGED":
 		return new(BlockJobCopyModeChangedEvent)
+	case "BLOCK_IMAGE_CORRUPTED":
+		return new(BlockImageCorruptedEvent)
 	case "BLOCK_WRITE_THRESHOLD":
 		return new(BlockWriteThresholdEvent)
 	case "BLOCK_NODE_CONNECTION":

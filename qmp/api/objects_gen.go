@@ -126,6 +126,30 @@ func (v *BlockDirtyBitmapMergeWrapper) UnmarshalJSON(text []byte) error {
 	return qmp.Unmarshal(text, v)
 }
 
+// BlockdevSnapshotWrapper: Arguments of blockdev-snapshot.
+type BlockdevSnapshotWrapper struct {
+	// the nodes
+	Data BlockdevSnapshot
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevSnapshotWrapper) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevSnapshotWrapper) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockdevSnapshotSyncWrapper: Arguments of blockdev-snapshot-sync.
+type BlockdevSnapshotSyncWrapper struct {
+	// the overlay
+	Data BlockdevSnapshotSync
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevSnapshotSyncWrapper) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevSnapshotSyncWrapper) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // TransactionAction: One action of a transaction.
 type TransactionAction struct {
 	// its kind
@@ -139,6 +163,8 @@ type TransactionAction struct {
 	BlockDirtyBitmapEnable  *BlockDirtyBitmapWrapper
 	BlockDirtyBitmapDisable *BlockDirtyBitmapWrapper
 	BlockDirtyBitmapMerge   *BlockDirtyBitmapMergeWrapper
+	BlockdevSnapshot        *BlockdevSnapshotWrapper
+	BlockdevSnapshotSync    *BlockdevSnapshotSyncWrapper
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -868,6 +894,7 @@ type BlockdevOptions struct {
 	NBD        *BlockdevOptionsNbd
 	NullAIO    *BlockdevOptionsNull
 	NullCo     *BlockdevOptionsNull
+	Qcow2      *BlockdevOptionsQcow2
 	Raw        *BlockdevOptionsRaw
 	Throttle   *BlockdevOptionsThrottle
 }
@@ -904,7 +931,8 @@ type BlockdevCreateOptions struct {
 	Driver BlockdevDriver
 
 	// One of these, selected by Driver; none for other values.
-	File *BlockdevCreateOptionsFile
+	File  *BlockdevCreateOptionsFile
+	Qcow2 *BlockdevCreateOptionsQcow2
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -1149,6 +1177,239 @@ func (v ObjectPropertyInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *ObjectPropertyInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// BlockdevOptionsGenericCOWFormat: Options of formats whose images may have a backing image.
+type BlockdevOptionsGenericCOWFormat struct {
+	BlockdevOptionsGenericFormat
+	// the backing node; null for none (default: the one that the image names, if any)
+	Backing *BlockdevRefOrNull
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevOptionsGenericCOWFormat) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevOptionsGenericCOWFormat) UnmarshalJSON(text []byte) error {
+	return qmp.Unmarshal(text, v)
+}
+
+// Qcow2OverlapCheckFlags: The tables that writes are checked against.
+type Qcow2OverlapCheckFlags struct {
+	// what holds unless it is said (default: cached)
+	Template Qcow2OverlapCheckMode
+	// the header
+	MainHeader *bool
+	// the L1 table in use
+	ActiveL1 *bool
+	// the L2 tables in use
+	ActiveL2 *bool
+	// the refcount table
+	RefcountTable *bool
+	// the refcount blocks
+	RefcountBlock *bool
+	// the table of snapshots
+	SnapshotTable *bool
+	// L1 tables of snapshots
+	InactiveL1 *bool
+	// L2 tables of snapshots
+	InactiveL2 *bool
+	// the directory of bitmaps
+	BitmapDirectory *bool
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v Qcow2OverlapCheckFlags) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *Qcow2OverlapCheckFlags) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockdevQcow2Encryption: How to read an encrypted image; not available.
+type BlockdevQcow2Encryption struct {
+	// how it is encrypted
+	Format BlockdevQcow2EncryptionFormat
+	// id of the object that has the key
+	KeySecret *string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevQcow2Encryption) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevQcow2Encryption) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockdevOptionsQcow2: Options of qcow2.
+type BlockdevOptionsQcow2 struct {
+	BlockdevOptionsGenericCOWFormat
+	// put off updates of refcounts (default: as the image says)
+	LazyRefcounts *bool
+	// discards of users reach the file (default: whether `discard` is `unmap`)
+	PassDiscardRequest *bool
+	// what deleting a snapshot frees is discarded in the file (default: true)
+	PassDiscardSnapshot *bool
+	// what else becomes free is discarded in the file (default: false)
+	PassDiscardOther *bool
+	// discarded clusters keep their place in the file (default: false)
+	DiscardNoUnref *bool
+	// what to check before a write to the file (default: cached); no difference here
+	OverlapCheck *Qcow2OverlapChecks
+	// most bytes of tables in memory
+	CacheSize *int64
+	// most bytes of L2 tables in memory
+	L2CacheSize *int64
+	// bytes of an L2 table that are read at once; a power of two from 512 up to the cluster size
+	L2CacheEntrySize *int64
+	// most bytes of refcount blocks in memory
+	RefcountCacheSize *int64
+	// seconds after which tables that nobody used leave the memory; 0 for never (default: 600)
+	CacheCleanInterval *uint64
+	// how the image is encrypted; not available
+	Encrypt *BlockdevQcow2Encryption
+	// node with the data, if the image is one that keeps them elsewhere (default: what the image names)
+	DataFile *BlockdevRef
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevOptionsQcow2) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevOptionsQcow2) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockdevCreateOptionsQcow2: A new qcow2 image.
+type BlockdevCreateOptionsQcow2 struct {
+	// node for the image; what it has is lost
+	File BlockdevRef
+	// node for the data, if they are to be kept elsewhere
+	DataFile *BlockdevRef
+	// @data-file is to read as the disk by itself (default: false)
+	DataFileRaw *bool
+	// clusters have 32 subclusters (default: false)
+	ExtendedL2 *bool
+	// size of the disk in bytes
+	Size uint64
+	// version of the format (default: v3)
+	Version BlockdevQcow2Version
+	// name of the backing file (default: none)
+	BackingFile *string
+	// driver of the backing file
+	BackingFmt BlockdevDriver
+	// how to encrypt the image; not available
+	Encrypt *BlockdevQcow2Encryption
+	// cluster size in bytes, a power of two (default: 64 KiB)
+	ClusterSize *uint64
+	// what to allocate (default: off)
+	Preallocation PreallocMode
+	// put off updates of refcounts (default: false)
+	LazyRefcounts *bool
+	// width of refcounts, a power of two up to 64 (default: 16)
+	RefcountBits *int64
+	// how compressed clusters will be compressed (default: zlib)
+	CompressionType Qcow2CompressionType
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevCreateOptionsQcow2) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevCreateOptionsQcow2) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// Qcow2BitmapInfo: A bitmap in an image.
+type Qcow2BitmapInfo struct {
+	// its name
+	Name string
+	// bytes per bit
+	Granularity uint32
+	// what else the image says
+	Flags []Qcow2BitmapInfoFlags
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v Qcow2BitmapInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *Qcow2BitmapInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// ImageInfoSpecificQCow2: What only qcow2 images have.
+type ImageInfoSpecificQCow2 struct {
+	// compatibility level: 0.10 for version 2, 1.1 for version 3
+	Compat string
+	// name of the file with the data, if they are kept elsewhere
+	DataFile *string
+	// that file reads as the disk by itself
+	DataFileRaw *bool
+	// clusters have subclusters
+	ExtendedL2 *bool
+	// updates of refcounts are put off
+	LazyRefcounts *bool
+	// the image is marked as corrupt
+	Corrupt *bool
+	// width of refcounts
+	RefcountBits int64
+	// bitmaps in the image
+	Bitmaps []Qcow2BitmapInfo
+	// how compressed clusters are compressed
+	CompressionType Qcow2CompressionType
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v ImageInfoSpecificQCow2) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *ImageInfoSpecificQCow2) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// ImageInfoSpecificQCow2Wrapper: What only qcow2 images have, in QEMU's wrapping.
+type ImageInfoSpecificQCow2Wrapper struct {
+	// the same
+	Data ImageInfoSpecificQCow2
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v ImageInfoSpecificQCow2Wrapper) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *ImageInfoSpecificQCow2Wrapper) UnmarshalJSON(text []byte) error {
+	return qmp.Unmarshal(text, v)
+}
+
+// ImageInfoSpecific: What only images of one format have.
+type ImageInfoSpecific struct {
+	// the format
+	Type ImageInfoSpecificKind
+
+	// One of these, selected by Type; none for other values.
+	Qcow2 *ImageInfoSpecificQCow2Wrapper
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v ImageInfoSpecific) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *ImageInfoSpecific) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// SnapshotInfo: A snapshot inside an image.
+type SnapshotInfo struct {
+	// its id
+	ID string
+	// its name
+	Name string
+	// bytes of machine state in it
+	VmStateSize int64
+	// when it was made, in seconds since 1970
+	DateSec int64
+	// and nanoseconds
+	DateNsec int64
+	// how long the machine had run, in seconds
+	VmClockSec int64
+	// and nanoseconds
+	VmClockNsec int64
+	// instructions that the machine had carried out
+	Icount *int64
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v SnapshotInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *SnapshotInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // BlockdevCacheInfo: Use of the host's cache.
 type BlockdevCacheInfo struct {
 	// a write is not durable until a flush
@@ -1249,10 +1510,12 @@ type ImageInfo struct {
 	BackingFilenameFormat *string
 	// the backing image itself
 	BackingImage *ImageInfo
+	// snapshots inside the image
+	Snapshots []SnapshotInfo
 	// limits of requests
 	Limits *BlockLimitsInfo
 	// what only this format has
-	FormatSpecific any
+	FormatSpecific *ImageInfoSpecific
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -1287,7 +1550,7 @@ type BlockDeviceInfo struct {
 	Drv string
 	// file name of the backing image
 	BackingFile *string
-	// number of images behind it
+	// number of images behind it; 0 if the answer is flat
 	BackingFileDepth int64
 	// its children
 	Children []BlockdevChild
@@ -1460,6 +1723,42 @@ func (v BlockStats) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
 
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockStats) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockdevSnapshot: An overlay that is there.
+type BlockdevSnapshot struct {
+	// the disk, which becomes the backing node of the overlay
+	Node string
+	// a node without a backing node, that nobody uses
+	Overlay string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevSnapshot) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevSnapshot) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockdevSnapshotSync: An overlay to make.  One of @device and @node-name is needed.
+type BlockdevSnapshotSync struct {
+	// name of a device; there are none
+	Device *string
+	// the disk
+	NodeName *string
+	// file of the overlay
+	SnapshotFile string
+	// node name of the overlay; required with @node-name
+	SnapshotNodeName *string
+	// driver of the overlay (default: qcow2)
+	Format *string
+	// where the image comes from (default: absolute-paths)
+	Mode NewImageMode
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevSnapshotSync) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevSnapshotSync) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // InetSocketAddress: A TCP address.
 type InetSocketAddress struct {
@@ -2240,6 +2539,29 @@ func (v QOMSetArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), 
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *QOMSetArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// BlockImageCorruptedEvent: An image turned out not to be in order.  Sent once for each time that it
+// is opened.
+type BlockImageCorruptedEvent struct {
+	// name of the device above it; there are none, so it is empty
+	Device string
+	// its node
+	NodeName *string
+	// what is wrong
+	Msg string
+	// where in the file, in bytes
+	Offset *int64
+	// how many bytes there
+	Size *int64
+	// nothing more is written to it
+	Fatal bool
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockImageCorruptedEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockImageCorruptedEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // QueryNamedBlockNodesArguments are the arguments of a command.
 // Returns all nodes, the newest first.
 type QueryNamedBlockNodesArguments struct {
@@ -2302,6 +2624,24 @@ func (v BlockNodeConnectionEvent) MarshalJSON() ([]byte, error) { return qmp.Enc
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockNodeConnectionEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// ChangeBackingFileArguments are the arguments of a command.
+// Changes what an image in a chain says of its backing file.  What is read
+// does not change: the file must have the same content.
+type ChangeBackingFileArguments struct {
+	// node on top of the chain
+	Device string
+	// node of the image
+	ImageNodeName string
+	// name of its backing file; empty for none
+	BackingFile string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v ChangeBackingFileArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *ChangeBackingFileArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // BlockDirtyBitmapOrStr: A dirty bitmap: of the exported node, or of another one.
 type BlockDirtyBitmapOrStr struct {
 	// name of a bitmap of the same node
@@ -2343,3 +2683,33 @@ func (v BlockdevRef) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil 
 
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockdevRef) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockdevRefOrNull: A child that may be left out.
+type BlockdevRefOrNull struct {
+	// a new node
+	Definition *BlockdevOptions
+	// name of a node
+	Reference *string
+	// no child
+	Null *qmp.Null
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevRefOrNull) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevRefOrNull) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// Qcow2OverlapChecks: What to check, in all or table by table.
+type Qcow2OverlapChecks struct {
+	// table by table
+	Flags *Qcow2OverlapCheckFlags
+	// in all
+	Mode Qcow2OverlapCheckMode
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v Qcow2OverlapChecks) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *Qcow2OverlapChecks) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }

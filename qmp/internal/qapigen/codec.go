@@ -94,6 +94,8 @@ func (s *source) encodeValue(r ref, value string) {
 			s.line("e.Float(%s)", value)
 		case "any":
 			s.line("e.Value(%s)", value)
+		case "null":
+			s.line("e.Null()")
 		case "uint64", "size":
 			s.line("e.Uint(%s)", value)
 		case "uint8", "uint16", "uint32":
@@ -193,6 +195,8 @@ func scalar(r ref, from string) string {
 		return from + ".Size()"
 	case "any":
 		return from + ".Value()"
+	case "null":
+		return from + ".Null()"
 	case "int", "int64":
 		return from + ".Int(64)"
 	case "uint64":

@@ -205,8 +205,11 @@ func (r ref) jsonKind() string {
 	case *enum:
 		return "Text"
 	}
-	if r.builtin == "str" {
+	switch r.builtin {
+	case "str":
 		return "Text"
+	case "null":
+		return "Null"
 	}
 	return ""
 }

@@ -38,6 +38,8 @@ func goBuiltin(name string) string {
 		return "int64"
 	case "size":
 		return "uint64"
+	case "null":
+		return "qmp.Null"
 	}
 	return name // bool, int8 … uint64, any
 }
