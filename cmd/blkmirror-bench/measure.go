@@ -38,10 +38,11 @@ const operations = "ops"
 type trial struct {
 	scenario, name, note string
 	metrics              []result.Metric
-	verifies             bool  // run compares the target with the source
-	servers              bool  // NBD servers take part as well
-	rounds               int   // 0 for as many as the settings say
-	memory               int64 // bytes that a run needs, about
+	verifies             bool   // run compares the target with the source
+	servers              bool   // NBD servers take part as well
+	rounds               int    // 0 for as many as the settings say
+	memory               int64  // bytes that a run needs for images, about
+	folder               string // where these are; "" for the folder in memory
 	x                    float64
 	like                 string // contenders that take part in this scenario take part; "" for scenario
 	// changes is a file whose changes are counted in a traced run, in place of all system calls.
@@ -96,7 +97,9 @@ func (b *bench) once(ctx context.Context, t *trial, c *contender, row *result.Ro
 		return
 	}
 	if t.memory > 0 {
-		warm(t.memory)
+		if err := warm(cmp.Or(t.folder, b.ram), t.memory); err != nil {
+			fmt.Fprintf(b.progress, "%s %s: memory could not be warmed: %v\n", t.scenario, t.name, err)
+		}
 	}
 	bounded, cancel := context.WithTimeoutCause(ctx, b.runTimeout, errTimeout)
 	defer cancel()

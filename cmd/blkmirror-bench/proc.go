@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -64,17 +65,19 @@ func available() int64 {
 
 // warm touches memory and gives it back, so that the run that follows gets pages which the machine, if it is a virtual
 // one, has already been given. The first touch of a page may cost several times what copying into it does, and the order
-// of runs would decide who pays.
-func warm(bytes int64) {
-	bytes = min(bytes+128<<20, available()/4, 4<<30)
-	if bytes <= 0 {
-		return
+// of runs would decide who pays. The pages are those of a file in a folder, as the target's will be: file systems take larger
+// pieces of memory than processes do. The file is gone before anything of it is written to a disk, or soon after.
+func warm(folder string, size int64) error {
+	f, err := os.CreateTemp(folder, "warm")
+	if err != nil {
+		return err
 	}
-	memory, err := unix.Mmap(-1, 0, int(bytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
-	if err == nil {
-		err = unix.Munmap(memory)
+	err = os.Remove(f.Name())
+	zeroes := make([]byte, 4*mib)
+	for left := min(size+64*mib, available()/4, 4*gib); left > 0 && err == nil; left -= int64(len(zeroes)) {
+		_, err = f.Write(zeroes)
 	}
-	_ = err // without it the first run is slower, and no more
+	return errors.Join(err, f.Close())
 }
 
 // loadAverage is that of the last minute; -1 if unknown.

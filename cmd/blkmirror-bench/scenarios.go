@@ -50,7 +50,7 @@ func (b *bench) bulk(ctx context.Context) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, os.Remove(k.source)) }()
-		t := trial{scenario: "S1", name: cached, metrics: copyMetrics, verifies: true, memory: size, run: k.run(b),
+		t := trial{scenario: "S1", name: cached, metrics: copyMetrics, verifies: true, memory: size, folder: b.dir, run: k.run(b),
 			note: fmt.Sprintf("%s of random data to an empty file on %s, from the command to READY.", bytesize.Format(size), fileSystem(b.dir))}
 		if err := b.measure(ctx, t); err != nil {
 			return err
@@ -64,7 +64,7 @@ func (b *bench) bulk(ctx context.Context) (err error) {
 		return nil
 	}
 	size /= 2
-	folder, reason := b.mountXFS(ctx, 3*size)
+	folder, reason := b.mountXFS(ctx, 4*size)
 	if reason != "" {
 		b.skip("S1", reflink, reason)
 		return nil
@@ -75,7 +75,7 @@ func (b *bench) bulk(ctx context.Context) (err error) {
 	if err := makeRandom(ctx, k.source, size); err != nil {
 		return err
 	}
-	return b.measure(ctx, trial{scenario: "S1", name: reflink, metrics: copyMetrics, verifies: true, memory: size, run: k.run(b),
+	return b.measure(ctx, trial{scenario: "S1", name: reflink, metrics: copyMetrics, verifies: true, memory: size, folder: folder, run: k.run(b),
 		note: fmt.Sprintf("%s of random data to an empty file on XFS, which can share extents.", bytesize.Format(size))})
 }
 
@@ -97,7 +97,7 @@ func (b *bench) thin(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	t := trial{scenario: "S2", name: plain, metrics: copyMetrics, verifies: true, memory: int64(pieces) * 64 * kib, run: k.run(b),
+	t := trial{scenario: "S2", name: plain, metrics: copyMetrics, verifies: true, memory: int64(pieces) * 64 * kib, folder: b.dir, run: k.run(b),
 		note: fmt.Sprintf("%s with %d pieces of 64 KiB of data; the source has %s allocated.", bytesize.Format(size), pieces, bytesize.Format(has))}
 	if err := b.measure(ctx, t); err != nil {
 		return err
@@ -123,7 +123,7 @@ func (b *bench) zeroes(ctx context.Context) (err error) {
 		if detect == "unmap" {
 			k.targetNode["discard"] = "unmap"
 		}
-		if err := b.measure(ctx, trial{scenario: "S3", name: "detect-zeroes " + detect, metrics: copyMetrics, verifies: true, memory: size, run: k.run(b),
+		if err := b.measure(ctx, trial{scenario: "S3", name: "detect-zeroes " + detect, metrics: copyMetrics, verifies: true, memory: size, folder: b.dir, run: k.run(b),
 			note: fmt.Sprintf("%s of zeroes that were written to the source; the target is empty.", bytesize.Format(size))}); err != nil {
 			return err
 		}
