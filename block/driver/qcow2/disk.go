@@ -174,11 +174,12 @@ func (d *Disk) AllocatedBytes() (int64, error) {
 }
 
 // ChildPermissions: the files below belong to the image alone, because its metadata does not bear other writers; metadata is
-// written whatever the users of the disk do. The backing node is only read, and may change if the users do not mind.
+// written whatever the users of the disk do. The backing node is only read. It may change while nobody expects sense from what
+// is read of the disk, as between the two ends of a commit.
 func (d *Disk) ChildPermissions(child string, need, share block.Perm) (childNeed, childShare block.Perm) {
 	if child == "backing" {
 		childShare = block.PermConsistentRead | block.PermWriteUnchanged
-		if share&block.PermWrite != 0 {
+		if share&block.PermWrite != 0 && need&block.PermConsistentRead == 0 {
 			childShare |= block.PermWrite | block.PermResize
 		}
 		return need & block.PermConsistentRead, childShare
