@@ -27,8 +27,6 @@ type network struct {
 	final func() bool   // whether guests are drained
 	told  *tally
 
-	served sync.WaitGroup // requests that the server has
-
 	keeper sync.Mutex // held by whoever makes a session; never waited for under another lock
 	mu     struct {
 		sync.Mutex
@@ -42,7 +40,8 @@ type network struct {
 		watchers         map[int]func(unflushed bool)
 		last             int
 		active           []*exchange // of this session
-		late             []*exchange // given up, and still with the server
+		left             []*exchange // given up, and still with the server
+		late             []*exchange // those of them that may still be carried out
 		written, durable int         // requests answered, and made durable
 	}
 }
@@ -195,7 +194,7 @@ func (n *network) submit(ctx context.Context, c blocktest.Call, p []byte, change
 	if changes {
 		p = bytes.Clone(p) // it may outlive the caller's
 	}
-	n.served.Go(func() { n.serve(x, p, serve) })
+	go n.serve(x, p, serve)
 	select {
 	case <-x.over:
 	case <-ctx.Done():
@@ -227,6 +226,7 @@ func (n *network) giveUpLocked(x *exchange) {
 		after := time.Duration(n.mu.random.Int64N(int64(one(n.mu.random, time.Millisecond, 50*time.Millisecond, 3*time.Second, time.Hour))))
 		time.AfterFunc(after, x.goOn)
 	}
+	n.mu.left = append(n.mu.left, x)
 	close(x.left)
 	close(x.over)
 }
@@ -277,6 +277,7 @@ func (n *network) serve(x *exchange, p []byte, serve func(x *exchange, p []byte)
 	}
 	select {
 	case <-x.left:
+		n.mu.left = slices.DeleteFunc(n.mu.left, func(other *exchange) bool { return other == x })
 		return
 	default:
 	}
@@ -387,7 +388,12 @@ func (n *network) mend() {
 	n.mu.Unlock()
 	n.reconnect(false)
 	n.settle(0, n.disk.Size())
-	n.served.Wait()
+	n.mu.Lock()
+	left := slices.Clone(n.mu.left)
+	n.mu.Unlock()
+	for _, x := range left {
+		<-x.ended
+	}
 }
 
 // settle carries out what was given up of a range, now. No time passes.
