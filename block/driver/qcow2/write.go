@@ -67,6 +67,9 @@ func (d *Disk) mayWriteData(ctx context.Context, host, n int64) error {
 		if err := d.checkOverlap(host, n); err != nil {
 			return err
 		}
+		if d.down(host) >= d.file.Size() {
+			return d.corrupted(host, n, "the cluster at %#x lies outside of the file", d.down(host))
+		}
 	}
 	if host+n > d.data.Size() {
 		return d.grow(ctx, d.data, host+n)
