@@ -121,6 +121,7 @@ func (h *Handlers) chainChildren(ctx context.Context, tx *block.Tx, o *api.Block
 	return list, nil
 }
 
+// either is a or, if that is empty, b.
 func either(a, b string) string {
 	if a == "" {
 		return b

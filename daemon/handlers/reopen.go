@@ -73,6 +73,7 @@ type reopening struct {
 }
 
 func (h *Handlers) newReopening() *reopening {
+	h.orphan()
 	return &reopening{h: h, given: map[*block.Node]*api.BlockdevOptions{}, readOnly: map[*block.Node]bool{},
 		listed: map[*block.Node]bool{}, detached: map[*block.Node]bool{}, becomes: map[*block.Node]*openedNode{}}
 }
@@ -287,12 +288,6 @@ func sameNull(old, o *api.BlockdevOptionsNull) error {
 
 // fileChanges says whether an image must be opened anew. Its name stays, and so does the way of access to it.
 func fileChanges(old, o *api.BlockdevOptionsFile, was, becomes *openedNode) (bool, error) {
-	either := func(a, b string) string {
-		if a == "" {
-			return b
-		}
-		return a
-	}
 	switch {
 	case old.Filename != o.Filename:
 		return false, qmp.Errorf("Cannot change the option 'filename'")
