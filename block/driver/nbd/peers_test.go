@@ -74,7 +74,6 @@ func TestSuiteWithPeers(t *testing.T) {
 		{"nbdkit file", func(t *testing.T, size int64) Options {
 			return nbdkit(t, "file", diskFile(t, size))
 		}},
-		{"nbdkit with delays", sized("--filter=delay", "memory", "delay-read=1ms", "delay-write=1ms")},
 		{"nbdkit without zeroes", sized("--filter=nozero", "memory")},
 		{"nbdkit without extents", sized("--filter=noextents", "memory")},
 		{"nbdkit without FUA", sized("--filter=fua", "memory")},
