@@ -48,7 +48,8 @@ type Handlers struct {
 	objects map[string]object
 	doors   doorkeepers
 	opened  map[*block.Node]*openedNode // what nodes were opened with
-	dialed  connections                 // made for the command that runs
+	jobNodes
+	dialed connections // made for the command that runs
 }
 
 // object is something made by object-add.
@@ -76,6 +77,7 @@ func New(c Config) *Handlers {
 
 // Dispatch executes a command of a monitor.
 func (h *Handlers) Dispatch(ctx context.Context, name string, args *qmp.Object) (any, error) {
+	h.takeNotes()
 	result, err := api.Dispatch(ctx, h, name, args)
 	return result, asQMP(err)
 }

@@ -124,7 +124,7 @@ func (h *Handlers) QueryBlockJobs(context.Context) ([]api.BlockJobInfo, error) {
 			Ready:  i.Status == job.Ready || i.Status == job.Standby,
 			Status: api.JobStatus(i.Status.String()), AutoFinalize: i.AutoFinalize, AutoDismiss: i.AutoDismiss,
 			Error: nonEmpty(i.Error)}
-		if m, ok := j.Body().(*mirror.Mirror); ok {
+		if m, ok := j.Body().(*mirror.Mirror); ok && i.Type == string(api.JobTypeMirror) {
 			s := m.State()
 			info.Mirror = &api.BlockJobInfoMirror{JobWork: work(s), ActivelySynced: s.Synced}
 		}

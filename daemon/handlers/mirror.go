@@ -4,7 +4,9 @@ package handlers
 
 import (
 	"context"
+	"slices"
 
+	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/job"
 	"github.com/blkmirror/blkmirror/job/mirror"
 	"github.com/blkmirror/blkmirror/qmp"
@@ -38,6 +40,9 @@ func (h *Handlers) BlockdevMirror(ctx context.Context, a *api.BlockdevMirrorArgu
 		o.Sync = mirror.SyncFull
 	case api.MirrorSyncModeTop:
 		o.Sync = mirror.SyncTop
+		if o.Source.Backing() == nil {
+			o.Sync = mirror.SyncFull // there is nothing but the top
+		}
 	case api.MirrorSyncModeNone:
 		o.Sync = mirror.SyncNone
 	case api.MirrorSyncModeBitmap, api.MirrorSyncModeIncremental:
@@ -53,6 +58,14 @@ func (h *Handlers) BlockdevMirror(ctx context.Context, a *api.BlockdevMirrorArgu
 	}
 	_, err = mirror.Start(ctx, h.graph, h.jobs, o, after(ctx))
 	return err
+}
+
+// awaitsBacking says whether n is the target of a mirror that will be given its backing node later.
+func (h *Handlers) awaitsBacking(n *block.Node) bool {
+	return slices.ContainsFunc(h.jobs.Jobs(), func(j *job.Job) bool {
+		m, ok := j.Body().(*mirror.Mirror)
+		return ok && m.AwaitsBacking(n)
+	})
 }
 
 // copyMode is the mode to begin with, and whether the job may change it.

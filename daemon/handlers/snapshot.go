@@ -41,8 +41,9 @@ func (h *Handlers) snapshot(ctx context.Context, tx *block.Tx, a *api.BlockdevSn
 // overlay gives the users of n an overlay in its place, whose backing node n becomes. What they wrote to n is durable then, so
 // that the overlay never refers to data that a crash takes away.
 func (h *Handlers) overlay(ctx context.Context, tx *block.Tx, n, overlay *block.Node) error {
+	awaited := h.awaitsBacking(overlay)
 	for _, busy := range []*block.Node{n, overlay} {
-		if err := busy.Busy(); err != nil {
+		if err := busy.Busy(); err != nil && !(awaited && busy == overlay) {
 			return err
 		}
 	}
@@ -53,7 +54,7 @@ func (h *Handlers) overlay(ctx context.Context, tx *block.Tx, n, overlay *block.
 	switch _, can := overlay.Driver().(block.BackingSetter); {
 	case n == overlay:
 		return qmp.Errorf("Node '%s' cannot be an overlay of itself", n.Name())
-	case len(users) > 0:
+	case len(users) > 0 && !awaited:
 		return qmp.Errorf("The overlay is already in use by %s", users[0])
 	case overlay.Backing() != nil:
 		return qmp.Errorf("The overlay already has a backing image")

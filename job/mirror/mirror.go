@@ -363,6 +363,16 @@ func (m *Mirror) setMode(mode Mode) {
 	m.mu.Unlock()
 }
 
+// AwaitsBacking says whether n is the target and has been copied to so that it can be given a backing node at any time.
+func (m *Mirror) AwaitsBacking(n *block.Node) bool {
+	select {
+	case <-m.job.Done():
+		return false
+	default:
+		return m.planner.whole != nil && m.opts.Target.Unfiltered() == n
+	}
+}
+
 // State is what can be seen of a mirror besides its job.
 type State struct {
 	Mode        Mode

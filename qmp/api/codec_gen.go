@@ -6086,6 +6086,213 @@ func (v *BlockNodeConnectionEvent) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *BlockCommitArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockCommitArguments) encodeMembers(e *qmp.Encoder) {
+	if v.JobID != nil {
+		e.Key("job-id")
+		e.String(*v.JobID)
+	}
+	e.Key("device")
+	e.String(v.Device)
+	if v.BaseNode != nil {
+		e.Key("base-node")
+		e.String(*v.BaseNode)
+	}
+	if v.Base != nil {
+		e.Key("base")
+		e.String(*v.Base)
+	}
+	if v.TopNode != nil {
+		e.Key("top-node")
+		e.String(*v.TopNode)
+	}
+	if v.Top != nil {
+		e.Key("top")
+		e.String(*v.Top)
+	}
+	if v.BackingFile != nil {
+		e.Key("backing-file")
+		e.String(*v.BackingFile)
+	}
+	if v.BackingMaskProtocol != nil {
+		e.Key("backing-mask-protocol")
+		e.Bool(*v.BackingMaskProtocol)
+	}
+	if v.Speed != nil {
+		e.Key("speed")
+		e.Int(*v.Speed)
+	}
+	if v.OnError != "" {
+		e.Key("on-error")
+		e.String(string(v.OnError))
+	}
+	if v.FilterNodeName != nil {
+		e.Key("filter-node-name")
+		e.String(*v.FilterNodeName)
+	}
+	if v.AutoFinalize != nil {
+		e.Key("auto-finalize")
+		e.Bool(*v.AutoFinalize)
+	}
+	if v.AutoDismiss != nil {
+		e.Key("auto-dismiss")
+		e.Bool(*v.AutoDismiss)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockCommitArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockCommitArguments) decodeMembers(m *qmp.Members) {
+	if p := m.Optional("job-id"); p.Present() {
+		v.JobID = new(p.Text())
+	}
+	v.Device = m.Required("device").Text()
+	if p := m.Optional("base-node"); p.Present() {
+		v.BaseNode = new(p.Text())
+	}
+	if p := m.Optional("base"); p.Present() {
+		v.Base = new(p.Text())
+	}
+	if p := m.Optional("top-node"); p.Present() {
+		v.TopNode = new(p.Text())
+	}
+	if p := m.Optional("top"); p.Present() {
+		v.Top = new(p.Text())
+	}
+	if p := m.Optional("backing-file"); p.Present() {
+		v.BackingFile = new(p.Text())
+	}
+	if p := m.Optional("backing-mask-protocol"); p.Present() {
+		v.BackingMaskProtocol = new(p.Bool())
+	}
+	if p := m.Optional("speed"); p.Present() {
+		v.Speed = new(p.Int(64))
+	}
+	if p := m.Optional("on-error"); p.Present() {
+		v.OnError = qmp.DecodeEnum[BlockdevOnError](p)
+	}
+	if p := m.Optional("filter-node-name"); p.Present() {
+		v.FilterNodeName = new(p.Text())
+	}
+	if p := m.Optional("auto-finalize"); p.Present() {
+		v.AutoFinalize = new(p.Bool())
+	}
+	if p := m.Optional("auto-dismiss"); p.Present() {
+		v.AutoDismiss = new(p.Bool())
+	}
+}
+
+// EncodeQMP writes v.
+func (v *BlockStreamArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockStreamArguments) encodeMembers(e *qmp.Encoder) {
+	if v.JobID != nil {
+		e.Key("job-id")
+		e.String(*v.JobID)
+	}
+	e.Key("device")
+	e.String(v.Device)
+	if v.Base != nil {
+		e.Key("base")
+		e.String(*v.Base)
+	}
+	if v.BaseNode != nil {
+		e.Key("base-node")
+		e.String(*v.BaseNode)
+	}
+	if v.Bottom != nil {
+		e.Key("bottom")
+		e.String(*v.Bottom)
+	}
+	if v.BackingFile != nil {
+		e.Key("backing-file")
+		e.String(*v.BackingFile)
+	}
+	if v.BackingMaskProtocol != nil {
+		e.Key("backing-mask-protocol")
+		e.Bool(*v.BackingMaskProtocol)
+	}
+	if v.Speed != nil {
+		e.Key("speed")
+		e.Int(*v.Speed)
+	}
+	if v.OnError != "" {
+		e.Key("on-error")
+		e.String(string(v.OnError))
+	}
+	if v.FilterNodeName != nil {
+		e.Key("filter-node-name")
+		e.String(*v.FilterNodeName)
+	}
+	if v.AutoFinalize != nil {
+		e.Key("auto-finalize")
+		e.Bool(*v.AutoFinalize)
+	}
+	if v.AutoDismiss != nil {
+		e.Key("auto-dismiss")
+		e.Bool(*v.AutoDismiss)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockStreamArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockStreamArguments) decodeMembers(m *qmp.Members) {
+	if p := m.Optional("job-id"); p.Present() {
+		v.JobID = new(p.Text())
+	}
+	v.Device = m.Required("device").Text()
+	if p := m.Optional("base"); p.Present() {
+		v.Base = new(p.Text())
+	}
+	if p := m.Optional("base-node"); p.Present() {
+		v.BaseNode = new(p.Text())
+	}
+	if p := m.Optional("bottom"); p.Present() {
+		v.Bottom = new(p.Text())
+	}
+	if p := m.Optional("backing-file"); p.Present() {
+		v.BackingFile = new(p.Text())
+	}
+	if p := m.Optional("backing-mask-protocol"); p.Present() {
+		v.BackingMaskProtocol = new(p.Bool())
+	}
+	if p := m.Optional("speed"); p.Present() {
+		v.Speed = new(p.Int(64))
+	}
+	if p := m.Optional("on-error"); p.Present() {
+		v.OnError = qmp.DecodeEnum[BlockdevOnError](p)
+	}
+	if p := m.Optional("filter-node-name"); p.Present() {
+		v.FilterNodeName = new(p.Text())
+	}
+	if p := m.Optional("auto-finalize"); p.Present() {
+		v.AutoFinalize = new(p.Bool())
+	}
+	if p := m.Optional("auto-dismiss"); p.Present() {
+		v.AutoDismiss = new(p.Bool())
+	}
+}
+
+// EncodeQMP writes v.
 func (v *ChangeBackingFileArguments) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)

@@ -164,6 +164,17 @@ type Commands interface {
 	// QueryBlockstats is query-blockstats. Returns counters of devices, or of nodes.
 	QueryBlockstats(ctx context.Context, args *QueryBlockstatsArguments) ([]BlockStats, error)
 
+	// BlockCommit is block-commit. Starts a job that moves what the upper images of a chain have into a lower
+	// one, and takes them out of the chain.  If the uppermost of them is the disk
+	// itself, the job becomes ready, and has to be completed; then the users of
+	// the disk are given the lower image.  If not, it ends by itself.
+	BlockCommit(ctx context.Context, args *BlockCommitArguments) error
+
+	// BlockStream is block-stream. Starts a job that brings into an image what it has from those below it, and
+	// takes them out of its chain.  One of @base, @base-node and @bottom may be
+	// given; without any, the image has no backing file at the end.
+	BlockStream(ctx context.Context, args *BlockStreamArguments) error
+
 	// BlockdevSnapshot is blockdev-snapshot. Puts an overlay on a disk: whoever uses the disk uses the overlay from then
 	// on, and the disk does not change any more.
 	BlockdevSnapshot(ctx context.Context, args *BlockdevSnapshot) error
@@ -513,6 +524,18 @@ func Dispatch(ctx context.Context, impl Commands, name string, args *qmp.Object)
 			return nil, err
 		}
 		return list[BlockStats, *BlockStats](r), nil
+	case "block-commit":
+		var a BlockCommitArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.BlockCommit(ctx, &a)
+	case "block-stream":
+		var a BlockStreamArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.BlockStream(ctx, &a)
 	case "blockdev-snapshot":
 		var a BlockdevSnapshot
 		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
@@ -587,6 +610,8 @@ var commandNames = []string{
 	"query-named-block-nodes",
 	"query-block",
 	"query-blockstats",
+	"block-commit",
+	"block-stream",
 	"blockdev-snapshot",
 	"blockdev-snapshot-sync",
 	"change-backing-file",

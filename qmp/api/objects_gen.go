@@ -2624,6 +2624,83 @@ func (v BlockNodeConnectionEvent) MarshalJSON() ([]byte, error) { return qmp.Enc
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockNodeConnectionEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// BlockCommitArguments are the arguments of a command.
+// Starts a job that moves what the upper images of a chain have into a lower
+// one, and takes them out of the chain.  If the uppermost of them is the disk
+// itself, the job becomes ready, and has to be completed; then the users of
+// the disk are given the lower image.  If not, it ends by itself.
+type BlockCommitArguments struct {
+	// id of the job
+	JobID *string
+	// node on top of the chain
+	Device string
+	// node that gets the data (default: the lowest)
+	BaseNode *string
+	// the same, by the name of its file; deprecated
+	Base *string
+	// uppermost node whose data is moved (default: @device)
+	TopNode *string
+	// the same, by the name of its file; deprecated
+	Top *string
+	// what the image above @top-node calls its backing file at the end (default: the name of the file of @base-node); not if there is none above it
+	BackingFile *string
+	// write raw for the format of a backing file that has none (default: false)
+	BackingMaskProtocol *bool
+	// bytes per second (default: 0, no limit)
+	Speed *int64
+	// what to do when reading or writing fails (default: report)
+	OnError BlockdevOnError
+	// name of the filter node above @top-node (default: chosen)
+	FilterNodeName *string
+	// do not wait for job-finalize (default: true)
+	AutoFinalize *bool
+	// do not wait for job-dismiss (default: true)
+	AutoDismiss *bool
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockCommitArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockCommitArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockStreamArguments are the arguments of a command.
+// Starts a job that brings into an image what it has from those below it, and
+// takes them out of its chain.  One of @base, @base-node and @bottom may be
+// given; without any, the image has no backing file at the end.
+type BlockStreamArguments struct {
+	// id of the job
+	JobID *string
+	// node that gets the data
+	Device string
+	// name of the file of the node that stays below it
+	Base *string
+	// node that stays below it
+	BaseNode *string
+	// lowest node that is taken out of the chain
+	Bottom *string
+	// what the image of @device calls its backing file at the end (default: the name of the file that stays)
+	BackingFile *string
+	// write raw for the format of a backing file that has none (default: false)
+	BackingMaskProtocol *bool
+	// bytes per second (default: 0, no limit)
+	Speed *int64
+	// what to do when reading or writing fails (default: report)
+	OnError BlockdevOnError
+	// name of the filter node above @device (default: chosen)
+	FilterNodeName *string
+	// do not wait for job-finalize (default: true)
+	AutoFinalize *bool
+	// do not wait for job-dismiss (default: true)
+	AutoDismiss *bool
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockStreamArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockStreamArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // ChangeBackingFileArguments are the arguments of a command.
 // Changes what an image in a chain says of its backing file.  What is read
 // does not change: the file must have the same content.

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package handlers
+
+import (
+	"context"
+	"sync"
+
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/qmp/api"
+)
+
+// jobNodes carries what jobs do to nodes over to the commands. A job that ends does so in a goroutine of its own, while what
+// nodes were opened with belongs to the commands: what it changes there waits for the next one.
+type jobNodes struct {
+	mu struct {
+		sync.Mutex
+		notes    []func()
+		readOnly map[*block.Node]*reopening // planned when the node was made writable for a job
+	}
+}
+
+// takeNotes brings what nodes were opened with up to date.
+func (h *Handlers) takeNotes() {
+	h.jobNodes.mu.Lock()
+	notes := h.jobNodes.mu.notes
+	h.jobNodes.mu.notes = nil
+	h.jobNodes.mu.Unlock()
+	for _, f := range notes {
+		f()
+	}
+}
+
+// reopenForJob makes a node writable when a job starts, and read-only when it ends.
+func (h *Handlers) reopenForJob(ctx context.Context, n *block.Node, readOnly bool) error {
+	if readOnly {
+		return h.closeForJob(ctx, n)
+	}
+	ctx = context.WithoutCancel(ctx) // the way back is taken later
+	back := h.newReopening()
+	err := h.graph.Change(ctx, func(tx *block.Tx) error {
+		r := h.newReopening()
+		r.readOnly[n] = false
+		if err := r.carryOut(ctx, tx, []*block.Node{n}); err != nil {
+			return err
+		}
+		back.readOnly[n] = true
+		return back.plan(ctx, n)
+	})
+	if err != nil {
+		return err
+	}
+	for i := range back.changes {
+		back.changes[i].Children = nil // the job may give it others
+	}
+	h.jobNodes.mu.Lock()
+	defer h.jobNodes.mu.Unlock()
+	if h.jobNodes.mu.readOnly == nil {
+		h.jobNodes.mu.readOnly = map[*block.Node]*reopening{}
+	}
+	h.jobNodes.mu.readOnly[n] = back
+	return nil
+}
+
+func (h *Handlers) closeForJob(ctx context.Context, n *block.Node) error {
+	h.jobNodes.mu.Lock()
+	back := h.jobNodes.mu.readOnly[n]
+	delete(h.jobNodes.mu.readOnly, n)
+	h.jobNodes.mu.Unlock()
+	if back == nil {
+		return nil
+	}
+	return h.graph.Change(ctx, func(tx *block.Tx) error {
+		if found, err := h.graph.Node(n.Name()); err != nil || found != n {
+			return nil // it was closed
+		}
+		if err := tx.Reopen(ctx, back.changes); err != nil {
+			return err
+		}
+		h.jobNodes.mu.Lock()
+		defer h.jobNodes.mu.Unlock()
+		h.jobNodes.mu.notes = append(h.jobNodes.mu.notes, func() {
+			for n, o := range back.becomes {
+				h.opened[n] = o
+			}
+		})
+		return nil
+	})
+}
+
+// orphan gives nodes options of their own whose parents are gone: a job may take a node out of a chain, but not those below it.
+func (h *Handlers) orphan() {
+	for n, o := range h.opened {
+		if o.parent == nil {
+			continue
+		}
+		if found, err := h.graph.Node(o.parent.Name()); err == nil && found == o.parent {
+			continue
+		}
+		own, r := *o.options, o.resolved
+		own.ReadOnly, own.AutoReadOnly, own.ForceShare = &r.ReadOnly, &r.autoReadOnly, &r.ForceShare
+		own.Cache = &api.BlockdevCacheOptions{Direct: &r.Direct, NoFlush: &r.NoFlush}
+		if own.Discard == "" && r.Discard {
+			own.Discard = api.BlockdevDiscardOptionsUnmap
+		}
+		orphan := *o
+		orphan.options, orphan.parent = &own, nil
+		h.opened[n] = &orphan
+	}
+}
