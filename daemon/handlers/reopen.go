@@ -73,6 +73,7 @@ type reopening struct {
 }
 
 func (h *Handlers) newReopening() *reopening {
+	h.orphan()
 	return &reopening{h: h, given: map[*block.Node]*api.BlockdevOptions{}, readOnly: map[*block.Node]bool{},
 		listed: map[*block.Node]bool{}, detached: map[*block.Node]bool{}, becomes: map[*block.Node]*openedNode{}}
 }
