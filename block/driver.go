@@ -177,6 +177,12 @@ type Reconnector interface {
 	OnReconnect(f func(unflushed bool)) (cancel func())
 }
 
+// ServerWaiter is a driver whose requests may wait for its server to come back. Waiting is nil unless they would do so now;
+// it is closed when that may have changed.
+type ServerWaiter interface {
+	Waiting() <-chan struct{}
+}
+
 // BitmapInfo describes a dirty bitmap of a node.
 type BitmapInfo struct {
 	Name        string // "" for one that belongs to a job

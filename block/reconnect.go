@@ -41,6 +41,22 @@ func (n *Node) OnReconnect(f func(unflushed bool)) (cancel func()) {
 	}
 }
 
+// Waiting is nil unless requests would wait for a server that the node's driver or one below it has lost; it is closed when
+// that may have changed. See [ServerWaiter].
+func (n *Node) Waiting() <-chan struct{} {
+	if w, ok := n.Driver().(ServerWaiter); ok {
+		if back := w.Waiting(); back != nil {
+			return back
+		}
+	}
+	for _, e := range n.edges() {
+		if back := e.Node().Waiting(); back != nil {
+			return back
+		}
+	}
+	return nil
+}
+
 // ErrDisconnected is in errors of requests that failed because the connection to a server is lost and may come back soon: a
 // request that waits may succeed.
 var ErrDisconnected = errors.New("the connection to the server is lost for now")

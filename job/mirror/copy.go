@@ -30,9 +30,8 @@ type result struct {
 }
 
 // copy carries out a claim of the copy: data is read and written, zeroes are written where the target has something else.
-// targetCtx is that of requests to the target.
 // The caller is inside the job's gate.
-func (m *Mirror) copy(ctx, targetCtx context.Context, o *op) result {
+func (m *Mirror) copy(ctx context.Context, o *op) result {
 	r := result{o: o, claimed: o.end - o.off}
 	f := m.filter
 	for at := o.off; at < o.end && r.sourceErr == nil && r.targetErr == nil; {
@@ -61,12 +60,12 @@ func (m *Mirror) copy(ctx, targetCtx context.Context, o *op) result {
 			m.mu.Lock()
 			m.hint = span{at, at + extent.Len}
 			m.mu.Unlock()
-			r.targetErr, r.len = m.copyZero(targetCtx, o, at, end, &r), end-at
+			r.targetErr, r.len = m.copyZero(o, at, end, &r), end-at
 		} else {
 			if end-at > m.piece {
 				end = min(end, m.giveBackFrom(o, at+m.piece))
 			}
-			m.copyPieces(ctx, targetCtx, o, at, end, &r)
+			m.copyPieces(ctx, o, at, end, &r)
 			if r.data >= m.piece {
 				m.giveBackFrom(o, end) // it was taken for a hole, and guests wait for it
 			}
@@ -121,7 +120,7 @@ func (m *Mirror) giveBackFrom(o *op, at int64) (end int64) {
 }
 
 // copyZero brings a range to the target that the source reads as zero.
-func (m *Mirror) copyZero(targetCtx context.Context, o *op, at, end int64, r *result) error {
+func (m *Mirror) copyZero(o *op, at, end int64, r *result) error {
 	m.mu.Lock()
 	write := m.planner.copyZero(o, at, end)
 	if write {
@@ -136,17 +135,17 @@ func (m *Mirror) copyZero(targetCtx context.Context, o *op, at, end int64, r *re
 	if !m.filter.target.Node().CanZeroUnmap() {
 		r.data += end - at
 	}
-	return m.filter.target.WriteZeroes(targetCtx, at, end-at, block.MayUnmap)
+	return m.filter.target.WriteZeroes(m.targetCtx, at, end-at, block.MayUnmap)
 }
 
 // copyPieces copies a range of data through buffers of at most a piece.
-func (m *Mirror) copyPieces(ctx, targetCtx context.Context, o *op, at, end int64, r *result) {
+func (m *Mirror) copyPieces(ctx context.Context, o *op, at, end int64, r *result) {
 	for at < end && r.sourceErr == nil && r.targetErr == nil {
 		step := min(end-at, m.piece)
 		b := block.GetBuffer(int(step))
 		r.off, r.len = at, step
 		if r.sourceErr = m.filter.source.ReadAt(ctx, b.B, at); r.sourceErr == nil {
-			r.targetErr = m.writeFound(targetCtx, o, b.B, at, r)
+			r.targetErr = m.writeFound(o, b.B, at, r)
 		}
 		b.Release()
 		r.data += step
@@ -156,9 +155,9 @@ func (m *Mirror) copyPieces(ctx, targetCtx context.Context, o *op, at, end int64
 
 // writeFound writes what was read from the source. Where the target looks for zeroes, so does the mirror: what turns out to
 // be zero takes the way of zeroes, and is skipped if the target has it.
-func (m *Mirror) writeFound(targetCtx context.Context, o *op, p []byte, at int64, r *result) error {
+func (m *Mirror) writeFound(o *op, p []byte, at int64, r *result) error {
 	if m.detect == block.DetectZeroesOff {
-		return m.writeData(targetCtx, o, p, at)
+		return m.writeData(o, p, at)
 	}
 	unit := max(m.zeroUnit(), 4<<10)
 	for len(p) > 0 {
@@ -173,9 +172,9 @@ func (m *Mirror) writeFound(targetCtx context.Context, o *op, p []byte, at int64
 		}
 		var err error
 		if zero {
-			err = m.copyZero(targetCtx, o, at, at+int64(n), r)
+			err = m.copyZero(o, at, at+int64(n), r)
 		} else {
-			err = m.writeData(targetCtx, o, p[:n], at)
+			err = m.writeData(o, p[:n], at)
 		}
 		if err != nil {
 			return err
@@ -188,12 +187,12 @@ func (m *Mirror) writeFound(targetCtx context.Context, o *op, p []byte, at int64
 // unitEnd is how many bytes from at on belong to one unit, at most length.
 func unitEnd(at, unit int64, length int) int { return int(min(unit-at%unit, int64(length))) }
 
-func (m *Mirror) writeData(targetCtx context.Context, o *op, p []byte, at int64) error {
+func (m *Mirror) writeData(o *op, p []byte, at int64) error {
 	m.mu.Lock()
 	m.planner.copyData(o, at, at+int64(len(p)))
 	m.bytes.Copied += int64(len(p))
 	m.mu.Unlock()
-	return m.filter.target.WriteAt(targetCtx, p, at, 0)
+	return m.filter.target.WriteAt(m.targetCtx, p, at, 0)
 }
 
 // copyRange copies data for a guest's discard, which holds the claim and has told the planner.
@@ -205,7 +204,7 @@ func (m *Mirror) copyRange(ctx context.Context, at, end int64) (sourceErr, targe
 		if err := m.filter.source.ReadAt(ctx, p, at); err != nil {
 			return err, nil
 		}
-		if err := m.filter.target.WriteAt(m.guestCtx, p, at, 0); err != nil {
+		if err := m.filter.target.WriteAt(m.targetCtx, p, at, 0); err != nil {
 			return nil, err
 		}
 		at += int64(len(p))
@@ -257,13 +256,13 @@ func (m *Mirror) failTargetLocked(off, n int64, err error) {
 		m.planner.suspect(off&^mask, end-off&^mask)
 	}
 	if errors.Is(err, block.ErrDisconnected) {
-		return // what failed is dirty, and the copy finds out whether the target comes back
+		return // what failed is dirty, and the loop waits until the target is back, or fails otherwise
 	}
 	m.failLocked(failure{false, off, n, err})
 }
 
 // flushTarget makes what was written to the target durable, unless nothing was. Only one flush runs at a time.
-func (m *Mirror) flushTarget(ctx context.Context) (ok bool) {
+func (m *Mirror) flushTarget() (ok bool) {
 	m.flushing <- struct{}{}
 	defer func() { <-m.flushing }()
 	m.mu.Lock()
@@ -272,7 +271,7 @@ func (m *Mirror) flushTarget(ctx context.Context) (ok bool) {
 	if !needed {
 		return true
 	}
-	err := m.filter.target.Flush(ctx)
+	err := m.filter.target.Flush(m.targetCtx)
 	m.mu.Lock()
 	m.planner.endFlush(err == nil)
 	if err != nil {

@@ -141,7 +141,7 @@ func (f *filter) WriteAt(ctx context.Context, p []byte, off int64, flags block.F
 		if r == reqZero {
 			return f.zeroTarget(o, zeroFlags|flags&block.FUA)
 		}
-		return f.target.WriteAt(m.guestCtx, p[o.target.off-off:o.target.end-off], o.target.off, f.durable(o, flags))
+		return f.target.WriteAt(m.targetCtx, p[o.target.off-off:o.target.end-off], o.target.off, f.durable(o, flags))
 	})
 	return f.end(o, sourceErr, targetErr)
 }
@@ -158,7 +158,7 @@ func (f *filter) zeroTarget(o *op, flags block.Flags) error {
 	m := f.m
 	flags = flags&^block.FUA | f.durable(o, flags)
 	for _, part := range o.parts {
-		if err := f.target.WriteZeroes(m.guestCtx, part.off, part.end-part.off, flags); err != nil {
+		if err := f.target.WriteZeroes(m.targetCtx, part.off, part.end-part.off, flags); err != nil {
 			return err
 		}
 	}
@@ -168,7 +168,7 @@ func (f *filter) zeroTarget(o *op, flags block.Flags) error {
 		unflushed := m.planner.unflushed(o.off, o.end-o.off)
 		m.mu.Unlock()
 		if unflushed {
-			m.flushTarget(m.guestCtx)
+			m.flushTarget()
 		}
 	}
 	return nil
@@ -218,7 +218,7 @@ func (f *filter) followTrim(ctx context.Context, o *op) (sourceErr, targetErr er
 		m.mu.Unlock()
 		for _, part := range parts {
 			if zero {
-				err = f.target.WriteZeroes(m.guestCtx, part.off, part.end-part.off, block.MayUnmap)
+				err = f.target.WriteZeroes(m.targetCtx, part.off, part.end-part.off, block.MayUnmap)
 			} else if sourceErr, err = m.copyRange(ctx, part.off, part.end); sourceErr != nil {
 				return sourceErr, nil
 			}
@@ -241,7 +241,7 @@ func (f *filter) Flush(ctx context.Context) error {
 	synced := m.planner.synced()
 	m.mu.Unlock()
 	if synced {
-		m.flushTarget(m.guestCtx)
+		m.flushTarget()
 	}
 	return nil
 }

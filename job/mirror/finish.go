@@ -68,7 +68,7 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 // flush makes the target durable; it is not ok if that failed, which the loop finds noted.
 func (l *loop) flush(ctx context.Context) (ok bool, err error) {
 	err = l.m.inside(ctx, func() error {
-		ok = l.m.flushTarget(l.m.targetCtx)
+		ok = l.m.flushTarget()
 		return nil
 	})
 	return ok, err
@@ -143,8 +143,7 @@ func (l *loop) copyRest(ctx context.Context) error {
 	l.troubled = false
 	for {
 		for l.inFlight < m.workers && !l.troubled {
-			// Guests wait, so nothing here waits for a target that is gone.
-			if started, err := l.startCopy(ctx, m.guestCtx, time.Now()); err != nil {
+			if started, err := l.startCopy(ctx, time.Now()); err != nil {
 				l.settleAll()
 				return err
 			} else if !started {
@@ -163,7 +162,7 @@ func (l *loop) copyRest(ctx context.Context) error {
 			return errAgain
 		case left > 0:
 			continue
-		case !m.flushTarget(m.guestCtx):
+		case !m.flushTarget():
 			return errAgain
 		}
 		m.mu.Lock()
@@ -203,7 +202,7 @@ func (m *Mirror) compare(ctx context.Context, off, n int64) (same bool, err erro
 	if err := m.filter.source.ReadAt(ctx, a.B, off); err != nil {
 		return false, m.again(failure{true, off, n, err})
 	}
-	err = m.filter.target.ReadAt(m.guestCtx, b.B, off)
+	err = m.filter.target.ReadAt(m.targetCtx, b.B, off)
 	switch {
 	case errors.Is(err, block.ErrDisconnected):
 		err = errAgain // the copy of the range finds out whether the target comes back

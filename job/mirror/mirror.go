@@ -87,8 +87,7 @@ type Mirror struct {
 	detect    block.DetectZeroes // what the target does about data that is zero
 	piece     int64              // most bytes of data in one copy
 	workers   int                // most copies in flight
-	targetCtx context.Context    // of all requests to the target; ends with a forced cancel
-	guestCtx  context.Context    // the same for those that a guest waits for: they do not wait for a lost target
+	targetCtx context.Context    // of all requests to the target: they do not wait for a lost one, and end with a forced cancel
 	giveUp    context.CancelFunc
 	flushing  chan struct{} // holds one token: the right to flush the target
 	results   chan result   // of copies that ended
@@ -132,8 +131,7 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 	}
 	m := &Mirror{opts: opts, graph: graph, detect: opts.Target.Options().DetectZeroes,
 		flushing: make(chan struct{}, 1), auto: opts.Auto}
-	m.targetCtx, m.giveUp = context.WithCancel(context.Background())
-	m.guestCtx = block.WithoutWaiting(m.targetCtx)
+	m.targetCtx, m.giveUp = context.WithCancel(block.WithoutWaiting(context.Background()))
 	var err error
 	if cluster := opts.wholeClusters(); cluster > 0 {
 		m.planner, err = newWholePlanner(opts.Source.Size(), opts.Granularity, cluster, opts.Mode)

@@ -90,6 +90,20 @@ func (d *disk) OnReconnect(f func(unflushed bool)) (cancel func()) {
 	}
 }
 
+// Waiting is nil unless requests would wait now.
+func (d *disk) Waiting() <-chan struct{} {
+	n := d.net
+	if n == nil {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.mu.up || n.mu.failing {
+		return nil
+	}
+	return n.mu.changed
+}
+
 func (n *network) announceLocked() {
 	close(n.mu.changed)
 	n.mu.changed = make(chan struct{})

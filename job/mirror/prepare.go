@@ -120,17 +120,17 @@ func (m *Mirror) touch(off, n int64) {
 	m.mu.Unlock()
 }
 
-// lookAndWait is look, and the wait after a failure that is to be tried again.
+// lookAndWait is look, and the wait for a target that is lost, or after a failure that is to be tried again.
 func (l *loop) lookAndWait(ctx context.Context) error {
 	for {
 		if err := l.look(ctx); err != nil {
 			return err
 		}
-		wait := time.Until(l.notYet)
-		if wait <= 0 {
+		wait, back := max(time.Until(l.notYet), 0), l.m.opts.Target.Waiting()
+		if wait == 0 && back == nil {
 			return nil
 		}
-		l.sleep(ctx, wait)
+		l.sleep(ctx, wait, back)
 	}
 }
 

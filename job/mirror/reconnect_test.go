@@ -163,6 +163,47 @@ func TestConnectionLostAtCompletionWithSpeed(t *testing.T) {
 	})
 }
 
+// What the copy would do next waits for a lost target without a claim and outside the gate: guests write where it would, and
+// the graph can be changed.
+func TestNobodyWaitsForCopyToLostTarget(t *testing.T) {
+	for _, mode := range []Mode{Background, WriteBlocking} {
+		in(t, func(t *testing.T) {
+			r := plain(t, 1*mib)
+			net := r.behindNetwork(time.Hour)
+			m := r.start(Options{Mode: mode, AutoFinalize: true, Speed: 64 * kib})
+			time.Sleep(2 * time.Second)
+			net.disconnect(false)
+			time.Sleep(10 * time.Second)
+			began := time.Now()
+			must(t, r.guest.WriteAt(bg, pattern(1, mib), 0, 0))
+			must(t, r.guest.Flush(bg))
+			must(t, r.graph.Change(bg, func(tx *block.Tx) error { return tx.Drain(bg, nil, r.sn) }))
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("mode %v: a guest waited %v", mode, took)
+			}
+			net.reconnect(false)
+			must(t, m.job.SetSpeed(0))
+			r.ready(m)
+			net.disconnect(false)
+			must(t, r.guest.WriteAt(bg, pattern(2, mib), 0, 0))
+			time.Sleep(time.Second) // the copy goes for it
+			began = time.Now()
+			must(t, r.guest.WriteAt(bg, pattern(3, 4096), 8192, 0))
+			must(t, r.guest.Flush(bg))
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("mode %v: a guest of a ready job waited %v", mode, took)
+			}
+			net.reconnect(false)
+			must(t, m.job.Complete(nil))
+			r.over(m)
+			r.same()
+			if n := r.events.failures(); n > 0 {
+				t.Errorf("mode %v: %d errors of the job", mode, n)
+			}
+		})
+	}
+}
+
 // I7: a flush may go to a new session, whose beginning has made dirty what was not flushed.
 func TestFlushOfNewSessionDoesNotHideLoss(t *testing.T) {
 	in(t, func(t *testing.T) {

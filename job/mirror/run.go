@@ -88,6 +88,10 @@ func (l *loop) turn(ctx context.Context) error {
 		// A guest that writes faster than the copy would keep the job from its end.
 		l.lastPass()
 	}
+	if back := l.m.opts.Target.Waiting(); back != nil {
+		l.sleep(ctx, sample, back)
+		return nil
+	}
 	wait, err := l.dispatch(ctx, complete)
 	if err != nil {
 		return err
@@ -98,7 +102,7 @@ func (l *loop) turn(ctx context.Context) error {
 	if wait == 0 || sample > 0 && sample < wait {
 		wait = sample
 	}
-	l.sleep(ctx, wait)
+	l.sleep(ctx, wait, nil)
 	return nil
 }
 
@@ -186,7 +190,7 @@ func (l *loop) dispatch(ctx context.Context, hurry bool) (time.Duration, error) 
 		if wait, dirty := l.holdBack(now, hurry); !dirty || wait > 0 {
 			return wait, nil
 		}
-		started, err := l.startCopy(ctx, m.targetCtx, now)
+		started, err := l.startCopy(ctx, now)
 		if err != nil {
 			return 0, err
 		}
@@ -222,7 +226,7 @@ func (l *loop) holdBack(now time.Time, hurry bool) (wait time.Duration, dirty bo
 }
 
 // startCopy claims the next piece and hands it to a goroutine of its own.
-func (l *loop) startCopy(ctx, targetCtx context.Context, now time.Time) (started bool, err error) {
+func (l *loop) startCopy(ctx context.Context, now time.Time) (started bool, err error) {
 	m := l.m
 	gate := m.backend.Gate()
 	if err := gate.Enter(ctx); err != nil {
@@ -238,7 +242,7 @@ func (l *loop) startCopy(ctx, targetCtx context.Context, now time.Time) (started
 	l.inFlight++
 	m.job.SetBusy(true)
 	go func() {
-		r := m.copy(ctx, targetCtx, o)
+		r := m.copy(ctx, o)
 		m.settle(&r)
 		gate.Leave()
 		m.results <- r
@@ -283,8 +287,10 @@ func (l *loop) settleAll() {
 	}
 }
 
-// sleep waits until something happens, for at most wait if that is not zero.
-func (l *loop) sleep(ctx context.Context, wait time.Duration) {
+// sleep waits until something happens, for at most wait if that is not zero. back, if it is not nil, tells that a target that
+// is lost may not be lost any more: its loss is waited out here, where the job holds no claim and is in no gate, so that no
+// guest waits for it.
+func (l *loop) sleep(ctx context.Context, wait time.Duration, back <-chan struct{}) {
 	var timer <-chan time.Time
 	if wait > 0 {
 		t := time.NewTimer(wait)
@@ -295,6 +301,7 @@ func (l *loop) sleep(ctx context.Context, wait time.Duration) {
 	case r := <-l.m.results:
 		l.ended(r)
 	case <-l.m.job.Wake():
+	case <-back:
 	case <-timer:
 	case <-ctx.Done():
 	}

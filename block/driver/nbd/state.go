@@ -2,6 +2,8 @@
 
 package nbd
 
+import "github.com/blkmirror/blkmirror/block"
+
 // State is how a disk stands with its server.
 type State uint8
 
@@ -25,6 +27,19 @@ func (d *Disk) OnState(f func(s State, why error)) {
 	}
 }
 
+// Waiting is nil unless requests would wait now, see [block.ServerWaiter].
+func (d *Disk) Waiting() <-chan struct{} {
+	if d.session.Load() != nil {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.session.Load() != nil || d.mu.failure != nil {
+		return nil
+	}
+	return d.mu.changed
+}
+
 // tellLocked notes a new state. It is told under the lock, so that states come in the order in which they were entered.
 func (d *Disk) tellLocked(s State, why error) {
 	if s == d.mu.state || d.mu.closed {
@@ -35,3 +50,5 @@ func (d *Disk) tellLocked(s State, why error) {
 		d.mu.onState(s, why)
 	}
 }
+
+var _ block.ServerWaiter = (*Disk)(nil)
