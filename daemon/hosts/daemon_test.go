@@ -40,6 +40,7 @@ type daemon struct {
 	stderr output
 	client *client.Client
 	events []client.Event // all that were received
+	passed int            // how many of them were waited for, or passed over
 }
 
 // output is what a process prints.
@@ -172,15 +173,19 @@ func (d *daemon) waitFor(limit time.Duration, name string, members args) client.
 	d.t.Helper()
 	timeout := time.After(limit)
 	for {
+		for d.passed < len(d.events) {
+			e := d.events[d.passed]
+			d.passed++
+			if e.Name == name && has(e, members) {
+				return e
+			}
+		}
 		select {
 		case e, open := <-d.client.Events():
 			if !open {
 				d.t.Fatalf("the connection ended while waiting for %s", name)
 			}
 			d.events = append(d.events, e)
-			if e.Name == name && has(e, members) {
-				return e
-			}
 		case <-timeout:
 			d.t.Fatalf("no %s %v within %v; came:\n%s", name, members, limit, show(d.events))
 		}

@@ -17,10 +17,9 @@ import (
 )
 
 const (
-	unit      = 4 << 10 // what the journal has an entry for, bytes
-	lanes     = 4       // writes at a time; each lane has every fourth group of units
-	group     = 16      // units in a row that belong to one lane, the most in one write
-	lanePause = 10 * time.Millisecond
+	unit  = 4 << 10 // what the journal has an entry for, bytes
+	lanes = 4       // writes at a time; each lane has every fourth group of units
+	group = 16      // units in a row that belong to one lane, the most in one write
 )
 
 var table = crc64.MakeTable(crc64.ECMA)
@@ -31,6 +30,7 @@ type guest struct {
 	t      *testing.T
 	client *nbdguest.Client
 	seed   uint64
+	pace   time.Duration // between the writes of a lane
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
 
@@ -47,9 +47,9 @@ type guest struct {
 }
 
 // startGuest begins to write to an export whose image has the content that it has.
-func startGuest(t *testing.T, client *nbdguest.Client, image string, seed uint64) *guest {
+func startGuest(t *testing.T, client *nbdguest.Client, image string, pace time.Duration, seed uint64) *guest {
 	t.Helper()
-	g := &guest{t: t, client: client, seed: seed}
+	g := &guest{t: t, client: client, pace: pace, seed: seed}
 	g.mu.changed = make(chan struct{})
 	content, err := os.ReadFile(image)
 	must(t, err)
@@ -71,7 +71,7 @@ func startGuest(t *testing.T, client *nbdguest.Client, image string, seed uint64
 // write is one lane.
 func (g *guest) write(ctx context.Context, lane int) {
 	random := rand.New(rand.NewPCG(g.seed, uint64(lane)))
-	pause := time.NewTicker(lanePause)
+	pause := time.NewTicker(g.pace)
 	defer pause.Stop()
 	groups := len(g.mu.sums) / group
 	for version := uint64(1); ; version++ {

@@ -28,11 +28,12 @@ const (
 
 // setup is what differs between pairs. What is zero has a default.
 type setup struct {
-	wire       *wire  // in place of a cable
-	folder     string // for the target's image
-	size, data int    // of the disk, and of what is on it at the start, bytes
-	delay      int    // the reconnect-delay, seconds
-	connection int    // connections
+	wire       *wire         // in place of a cable
+	folder     string        // for the target's image
+	size, data int           // of the disk, and of what is on it at the start, bytes
+	delay      int           // the reconnect-delay, seconds
+	connection int           // connections
+	pace       time.Duration // between the writes of each of the guest's lanes
 }
 
 // pair is a source host with a guest, and a target host.
@@ -60,6 +61,9 @@ func newPair(t *testing.T, s setup) *pair {
 		s.delay = 60
 	}
 	s.connection = max(s.connection, 1)
+	if s.pace == 0 {
+		s.pace = 10 * time.Millisecond
+	}
 	hash := fnv.New64()
 	_, _ = hash.Write([]byte(t.Name()))
 	seed := hash.Sum64()
@@ -90,7 +94,7 @@ func newPair(t *testing.T, s setup) *pair {
 	d.do("blockdev-add", args{"driver": "nbd", "node-name": "dst", "export": "dst", "tls-creds": "tls",
 		"server":          args{"type": "inet", "host": targetAddress, "port": port},
 		"reconnect-delay": s.delay, "connections": s.connection})
-	p.guest = startGuest(t, d.guest("src"), p.src, seed)
+	p.guest = startGuest(t, d.guest("src"), p.src, s.pace, seed)
 	return p
 }
 
@@ -218,12 +222,14 @@ func (p *pair) same() {
 	if bytes.Equal(source, target) {
 		return
 	}
+	var differ []int
 	for at := 0; at < len(source); at += unit {
 		if !bytes.Equal(source[at:at+unit], target[at:at+unit]) {
-			p.t.Errorf("source and target differ in unit %d", at/unit)
+			differ = append(differ, at/unit)
 		}
 	}
-	p.t.FailNow()
+	p.t.Fatalf("source and target differ in %d units, from %d to %d; came:\n%s", len(differ), differ[0], differ[len(differ)-1],
+		show(p.source.events))
 }
 
 // waits sees that the guest did not wait too long.
