@@ -269,7 +269,12 @@ func (r *refcounts) coverLocked(ctx context.Context, end int64) error {
 	}
 	size := max(end, old+min(max(old/16, minGrowth), maxGrowth)) &^ (minGrowth - 1)
 	size = max(size, r.d.up(end))
-	if err := r.d.grow(ctx, r.d.file, size); err != nil {
+	err := r.d.grow(ctx, r.d.file, size)
+	if err != nil && size > r.d.up(end) {
+		size = r.d.up(end)
+		err = r.d.grow(ctx, r.d.file, size)
+	}
+	if err != nil {
 		return err
 	}
 	r.grown = true

@@ -44,10 +44,7 @@ func (d *Disk) readCompressed(ctx context.Context, p []byte, in int64, e *entry)
 		defer buffer.Release()
 		whole = buffer.B
 	}
-	d.header.Lock()
-	method := d.header.compression
-	d.header.Unlock()
-	if err := decompressors[method](whole, b.B); err != nil {
+	if err := decompressors[d.compression](whole, b.B); err != nil {
 		return fmt.Errorf("the compressed cluster at %d cannot be read: %w", e.host, err)
 	}
 	if int64(len(p)) == d.cluster {

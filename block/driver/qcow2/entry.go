@@ -29,13 +29,14 @@ type geometry struct {
 	entry       int64  // bytes of an L2 entry
 	l1Shift     uint32 // logarithm of the bytes of the disk that an L2 table stands for
 	extended    bool
-	external    bool // guest clusters lie in a data file, each at its own offset
+	compression uint8 // compression_type
+	external    bool  // guest clusters lie in a data file, each at its own offset
 }
 
 func newGeometry(h *header) geometry {
 	g := geometry{version: h.version, clusterBits: h.clusterBits, cluster: h.clusterSize(), subBits: h.clusterBits, subs: 1,
 		allSubs: 1, entry: 1 << h.entryBits(), l1Shift: h.l1Shift(), extended: h.extendedL2(),
-		external: h.incompatible&incompatDataFile != 0}
+		compression: h.compression, external: h.incompatible&incompatDataFile != 0}
 	if g.extended {
 		g.subBits, g.subs, g.allSubs = h.clusterBits-5, 32, 1<<32-1
 	}

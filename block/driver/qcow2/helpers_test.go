@@ -5,6 +5,7 @@ package qcow2
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -104,14 +105,18 @@ func (i *image) settled(t testing.TB) {
 	check(t, i.mem.Bytes(), 0)
 }
 
-// qemuImg runs qemu-img in a folder, or skips the test.
+// qemuImg runs qemu-img in a folder, or skips the test: the one of the system in $PEER_ROOT, which must share the folder of
+// temporary files with this one, or else the one on PATH.
 func qemuImg(t testing.TB, dir string, args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath("qemu-img")
-	if err != nil {
+	command := append([]string{"qemu-img"}, args...)
+	if root := os.Getenv("PEER_ROOT"); root != "" {
+		command = append([]string{"chroot", root, "sh", "-c", `cd "$1" && shift && exec "$@"`, "sh", dir}, command...)
+	}
+	if _, err := exec.LookPath(command[0]); err != nil {
 		t.Skip("qemu-img is not installed")
 	}
-	c := exec.Command(path, args...)
+	c := exec.Command(command[0], command[1:]...)
 	c.Dir = dir
 	out, err := c.CombinedOutput()
 	if err != nil {
