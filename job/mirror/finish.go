@@ -67,11 +67,11 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 
 // flush makes the target durable; it is not ok if that failed, which the loop finds noted.
 func (l *loop) flush(ctx context.Context) (ok bool, err error) {
-	err = l.m.inside(ctx, func() error {
-		ok = l.m.flushTarget()
-		return nil
-	})
-	return ok, err
+	if err := l.enter(ctx); err != nil {
+		return false, err
+	}
+	defer l.m.backend.Gate().Leave()
+	return l.m.flushTarget(), nil
 }
 
 // complete ends the job with guests drained: the rest is copied and flushed, then the users of the source are given the
@@ -124,8 +124,13 @@ func (l *loop) complete(ctx context.Context) error {
 func (l *loop) drained(ctx context.Context, f func(*block.Tx) error) error {
 	m := l.m
 	l.settleAll()
-	err := m.graph.Change(ctx, func(tx *block.Tx) error {
-		if err := tx.Drain(ctx, m.backend.Gate(), m.node); err != nil {
+	w := l.beginWait(ctx)
+	defer w.end()
+	err := m.graph.Change(w.ctx, func(tx *block.Tx) error {
+		if err := tx.Drain(w.ctx, m.backend.Gate(), m.node); err != nil {
+			return err
+		}
+		if err := w.over(); err != nil {
 			return err
 		}
 		return f(tx)

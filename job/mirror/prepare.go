@@ -68,7 +68,7 @@ func (l *loop) targetIsZero(ctx context.Context) (zero bool, err error) {
 	if m.opts.TargetIsZero {
 		return true, nil
 	}
-	err = m.inside(ctx, func() error {
+	err = l.inside(ctx, func() error {
 		zero, err = readsZero(ctx, target)
 		return err
 	})
@@ -84,7 +84,7 @@ func (l *loop) zeroTarget(ctx context.Context) error {
 			return err
 		}
 		var n int64
-		err := m.inside(ctx, func() (err error) {
+		err := l.inside(ctx, func() (err error) {
 			n, err = m.zeroNext(ctx, at)
 			return err
 		})
@@ -143,7 +143,7 @@ func (l *loop) scan(ctx context.Context) error {
 			return err
 		}
 		var found scanned
-		err := m.inside(ctx, func() (err error) {
+		err := l.inside(ctx, func() (err error) {
 			found, err = m.classify(ctx, at, min(size-at, scanSlice))
 			return err
 		})

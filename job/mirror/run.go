@@ -34,7 +34,9 @@ func (m *Mirror) Run(ctx context.Context, _ *job.Job) error {
 	l := &loop{m: m, retry: retryFirst}
 	err := l.prepare(ctx)
 	for err == nil && !m.gone {
-		err = l.turn(ctx)
+		if err = l.turn(ctx); errors.Is(err, errPause) {
+			err = nil // the next turn begins with it
+		}
 	}
 	l.settleAll()
 	return err
@@ -229,7 +231,7 @@ func (l *loop) holdBack(now time.Time, hurry bool) (wait time.Duration, dirty bo
 func (l *loop) startCopy(ctx context.Context, now time.Time) (started bool, err error) {
 	m := l.m
 	gate := m.backend.Gate()
-	if err := gate.Enter(ctx); err != nil {
+	if err := l.enter(ctx); err != nil {
 		return false, err
 	}
 	o := opPool.Get().(*op)
@@ -305,14 +307,4 @@ func (l *loop) sleep(ctx context.Context, wait time.Duration, back <-chan struct
 	case <-timer:
 	case <-ctx.Done():
 	}
-}
-
-// inside runs f behind the job's gate.
-func (m *Mirror) inside(ctx context.Context, f func() error) error {
-	gate := m.backend.Gate()
-	if err := gate.Enter(ctx); err != nil {
-		return err
-	}
-	defer gate.Leave()
-	return f()
 }
