@@ -346,3 +346,40 @@ func TestProgressOfAGrantedWriteIsCountedOnce(t *testing.T) {
 		r.over(m)
 	})
 }
+
+// What a discard leaves as data on the source may be zero all the same. Where the target looks for zeroes, the mirror finds
+// that out, too, and skips what the target has.
+func TestZeroDataAfterDiscardIsSkipped(t *testing.T) {
+	for _, detect := range []block.DetectZeroes{block.DetectZeroesOn, block.DetectZeroesUnmap} {
+		in(t, func(t *testing.T) {
+			const size = 2*mib + 512
+			source := newDisk(1, nil, blocktest.MemOptions{Size: size, NoStatus: true, OnDiscard: blocktest.DiscardZeroes})
+			target := newDisk(2, nil, blocktest.MemOptions{Size: size})
+			r := newRig(t, source, target, unmapping, block.Options{DetectZeroes: detect})
+			m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true, Granularity: 4 * kib})
+			r.ready(m)
+			must(t, r.guest.WriteAt(bg, pattern(1, 4096), 1*mib, 0))
+			before := target.changes()
+			for _, s := range []span{{0, 1 * mib}, {5, 10000}, {1*mib + 4096, size}, {size - 700, size}} {
+				must(t, r.guest.Discard(bg, s.off, s.end-s.off))
+			}
+			if n := target.changes() - before; n != 0 {
+				t.Errorf("%d requests changed the target", n)
+			}
+			m.mu.Lock()
+			known := m.planner.z.Count(m.planner.z.All())
+			all := m.planner.z.All().End
+			m.mu.Unlock()
+			if known != all-1 {
+				t.Errorf("%d of %d chunks are known to be zero", known, all)
+			}
+			must(t, r.guest.Discard(bg, 0, size)) // one chunk of it has to be zeroed
+			if n := target.changes() - before; n != 1 {
+				t.Errorf("%d requests changed the target", n)
+			}
+			must(t, m.job.Complete(nil))
+			r.over(m)
+			r.same()
+		})
+	}
+}

@@ -153,11 +153,21 @@ func (m *Mirror) copyPieces(ctx context.Context, o *op, at, end int64, r *result
 	}
 }
 
-// writeFound writes what was read from the source. Where the target looks for zeroes, so does the mirror: what turns out to
-// be zero takes the way of zeroes, and is skipped if the target has it.
+// writeFound writes what was read from the source.
 func (m *Mirror) writeFound(o *op, p []byte, at int64, r *result) error {
-	if m.detect == block.DetectZeroesOff {
+	return m.eachFound(p, at, func(p []byte, at int64, zero bool) error {
+		if zero {
+			return m.copyZero(o, at, at+int64(len(p)), r)
+		}
 		return m.writeData(o, p, at)
+	})
+}
+
+// eachFound calls do with the runs of what was read from the source that are alike. Where the target looks for zeroes, so does
+// the mirror: what turns out to be zero takes the way of zeroes, and is skipped if the target has it.
+func (m *Mirror) eachFound(p []byte, at int64, do func(p []byte, at int64, zero bool) error) error {
+	if m.detect == block.DetectZeroesOff {
+		return do(p, at, false)
 	}
 	unit := max(m.zeroUnit(), 4<<10)
 	for len(p) > 0 {
@@ -170,13 +180,7 @@ func (m *Mirror) writeFound(o *op, p []byte, at int64, r *result) error {
 			}
 			n += next
 		}
-		var err error
-		if zero {
-			err = m.copyZero(o, at, at+int64(n), r)
-		} else {
-			err = m.writeData(o, p[:n], at)
-		}
-		if err != nil {
+		if err := do(p[:n], at, zero); err != nil {
 			return err
 		}
 		p, at = p[n:], at+int64(n)
@@ -193,23 +197,6 @@ func (m *Mirror) writeData(o *op, p []byte, at int64) error {
 	m.bytes.Copied += int64(len(p))
 	m.mu.Unlock()
 	return m.filter.target.WriteAt(m.targetCtx, p, at, 0)
-}
-
-// copyRange copies data for a guest's discard, which holds the claim and has told the planner.
-func (m *Mirror) copyRange(ctx context.Context, at, end int64) (sourceErr, targetErr error) {
-	b := block.GetBuffer(int(min(end-at, pieceSize)))
-	defer b.Release()
-	for at < end {
-		p := b.B[:min(int64(len(b.B)), end-at)]
-		if err := m.filter.source.ReadAt(ctx, p, at); err != nil {
-			return err, nil
-		}
-		if err := m.filter.target.WriteAt(m.targetCtx, p, at, 0); err != nil {
-			return nil, err
-		}
-		at += int64(len(p))
-	}
-	return nil, nil
 }
 
 // settle tells the planner and the progress what came of a copy.

@@ -205,30 +205,61 @@ func (f *filter) Discard(ctx context.Context, off, n int64) error {
 
 // followTrim brings the target to what the source reads as after a discard.
 func (f *filter) followTrim(ctx context.Context, o *op) (sourceErr, targetErr error) {
-	m := f.m
 	for at := o.target.off; at < o.target.end; {
 		extent, err := f.source.BlockStatus(ctx, at, o.target.end-at)
 		if err != nil {
 			return err, nil
 		}
-		zero := extent.Status&block.StatusZero != 0
-		m.mu.Lock()
-		parts := m.planner.trimExtent(o, at, at+extent.Len, zero)
-		o.parts = parts
-		m.mu.Unlock()
-		for _, part := range parts {
-			if zero {
-				err = f.target.WriteZeroes(m.targetCtx, part.off, part.end-part.off, block.MayUnmap)
-			} else if sourceErr, err = m.copyRange(ctx, part.off, part.end); sourceErr != nil {
-				return sourceErr, nil
-			}
-			if err != nil {
-				return nil, err
-			}
+		end := at + extent.Len
+		if extent.Status&block.StatusZero != 0 {
+			targetErr = f.followZero(o, at, end)
+		} else {
+			sourceErr, targetErr = f.followData(ctx, o, at, end)
 		}
-		at += extent.Len
+		if sourceErr != nil || targetErr != nil {
+			return sourceErr, targetErr
+		}
+		at = end
 	}
 	return nil, nil
+}
+
+// followZero brings zeroes to the target that the source has after a discard.
+func (f *filter) followZero(o *op, at, end int64) error {
+	m := f.m
+	m.mu.Lock()
+	o.parts = m.planner.trimZero(o, at, end)
+	m.mu.Unlock()
+	for _, part := range o.parts {
+		if err := f.target.WriteZeroes(m.targetCtx, part.off, part.end-part.off, block.MayUnmap); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// followData copies what the source still has after a discard.
+func (f *filter) followData(ctx context.Context, o *op, at, end int64) (sourceErr, targetErr error) {
+	m := f.m
+	b := block.GetBuffer(int(min(end-at, pieceSize)))
+	defer b.Release()
+	for at < end && targetErr == nil {
+		p := b.B[:min(int64(len(b.B)), end-at)]
+		if err := f.source.ReadAt(ctx, p, at); err != nil {
+			return err, nil
+		}
+		targetErr = m.eachFound(p, at, func(p []byte, at int64, zero bool) error {
+			if zero {
+				return f.followZero(o, at, at+int64(len(p)))
+			}
+			m.mu.Lock()
+			m.planner.copyData(o, at, at+int64(len(p)))
+			m.mu.Unlock()
+			return f.target.WriteAt(m.targetCtx, p, at, 0)
+		})
+		at += int64(len(p))
+	}
+	return nil, targetErr
 }
 
 // Flush makes the source durable, and the target too while it is in sync. An error of the target is the job's affair.

@@ -115,7 +115,12 @@ func (m *model) step(i int) {
 			for at := w.o.target.off; at < w.o.target.end; at++ {
 				w.writeZero = w.writeZero && m.source[at] == 0
 			}
-			w.writes = append(w.writes, m.trimExtent(w.o, w.o.target.off, w.o.target.end, w.writeZero)...)
+			if t := w.o.target; w.writeZero {
+				w.writes = append(w.writes, m.trimZero(w.o, t.off, t.end)...)
+			} else {
+				m.copyData(w.o, t.off, t.end)
+				w.writes = append(w.writes, t)
+			}
 		}
 		return
 	}

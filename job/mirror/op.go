@@ -189,16 +189,10 @@ func (p *planner) notZero(o *op, off, end int64) []span {
 	return parts
 }
 
-// trimExtent decides about an extent of a discarded range, after the source's block status told what it reads as: zero ones
-// are like a write of zeroes, others are copied.
-func (p *planner) trimExtent(o *op, off, end int64, zero bool) []span {
-	if zero {
-		o.addZeroed(off, end)
-		return p.notZero(o, off, end)
-	}
-	p.z.Clear(p.z.Outward(off, end-off))
-	p.write(o, off, end)
-	return append(o.parts[:0], span{off, end})
+// trimZero takes a part of a discarded range that the source reads as zero now: it is like a write of zeroes.
+func (p *planner) trimZero(o *op, off, end int64) []span {
+	o.addZeroed(off, end)
+	return p.notZero(o, off, end)
 }
 
 // endGuest takes the results of a guest's write, which the guest gets next. It returns how many bytes count as done, and
@@ -341,7 +335,7 @@ func (p *planner) giveBack(o *op, from int64) {
 	p.cursor = min(p.cursor, p.d.Outward(from, 1).First)
 }
 
-// copyData notes that the copy is about to write data to a range of the target.
+// copyData notes that what was read from the source is about to be written to a range of the target.
 func (p *planner) copyData(o *op, off, end int64) {
 	p.z.Clear(p.z.Outward(off, end-off))
 	p.write(o, off, end)

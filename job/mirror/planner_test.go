@@ -469,10 +469,9 @@ func TestTrim(t *testing.T) {
 	o := b.guest("a", reqTrim, 10, 4*chunk)
 	b.expect("the part for the target", fmt.Sprint(o.target), fmt.Sprint(span{10, 4 * chunk}))
 	b.state("", "0 1")
-	o.parts = b.trimExtent(o, 10, 3*chunk, true)
+	o.parts = b.trimZero(o, 10, 3*chunk)
 	b.expect("zeroed", fmt.Sprint(o.parts), fmt.Sprint([]span{{2 * chunk, 3 * chunk}}))
-	o.parts = b.trimExtent(o, 3*chunk, 4*chunk, false)
-	b.expect("copied", fmt.Sprint(o.parts), fmt.Sprint([]span{{3 * chunk, 4 * chunk}}))
+	b.copyData(o, 3*chunk, 4*chunk)
 	b.endGuest(o, false, false)
 	b.state("", "0 1 2")
 }
