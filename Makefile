@@ -16,7 +16,7 @@ SHELL     := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 test_run  := $(GO) run .ci/report.go -timeout $(TIMEOUT)
 # Packages whose tests, or some of them, take too long for `make test` and ask for BLKMIRROR_INTEROP; those that exist are run.
-interop   := daemon/guest daemon/hosts
+interop   := daemon/guest daemon/hosts daemon/images
 # ST1005: error texts of QMP begin with a capital letter, as clients know them.
 checks    := inherit,-ST1005
 
