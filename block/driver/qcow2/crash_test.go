@@ -76,7 +76,7 @@ func TestCrash(t *testing.T) {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s/backed=%v", name, backed), func(t *testing.T) {
-				random := rand.New(rand.NewPCG(seed, 3))
+				random := chance(t, seed)
 				c.Size = 512 * kib
 				if c.ClusterSize == 0 {
 					c.ClusterSize = 16 << 10

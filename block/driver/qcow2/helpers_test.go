@@ -5,6 +5,8 @@ package qcow2
 import (
 	"context"
 	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strings"
@@ -123,6 +125,13 @@ func qemuImg(t testing.TB, dir string, args ...string) string {
 		t.Fatalf("qemu-img %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
+}
+
+// chance is a source of chance that differs from test to test and is the same again for the same seed.
+func chance(t testing.TB, seed uint64) *rand.Rand {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(t.Name()))
+	return rand.New(rand.NewPCG(seed, h.Sum64()))
 }
 
 func pattern(n int, seed byte) []byte {

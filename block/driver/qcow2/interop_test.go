@@ -89,7 +89,7 @@ func TestQEMUsImages(t *testing.T) {
 				t.Errorf("%d snapshots", n)
 			}
 			model := bytes.Clone(disk)
-			i.scribble(t, model, rand.New(rand.NewPCG(seed, 7)))
+			i.scribble(t, model, chance(t, seed))
 			must(t, i.disk.Settle(bg))
 			i.compare(t, model, nil)
 			if c.snapshot {

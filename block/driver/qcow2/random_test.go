@@ -26,7 +26,7 @@ func TestRandom(t *testing.T) {
 				continue
 			}
 			t.Run(fmt.Sprintf("%s/backing=%d", name, backed), func(t *testing.T) {
-				randomly(t, rand.New(rand.NewPCG(seed, 1)), c, backed)
+				randomly(t, chance(t, seed), c, backed)
 			})
 		}
 	}

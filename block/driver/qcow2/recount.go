@@ -136,7 +136,15 @@ func (c *counter) l1Tables(info *Info) error {
 		}
 		c.active[off] = struct{}{}
 		c.tables[off]++
-		if err := c.cluster(off, "an L2 table"); err != nil {
+		flags := uint32(0)
+		if e&flagCopied != 0 {
+			flags = wasCopied
+		}
+		err := c.aligned(off, "an L2 table")
+		if err == nil {
+			err = c.add(off, d.cluster, 1, flags, "an L2 table")
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -146,7 +146,7 @@ func (d *Disk) shrink(ctx context.Context, old, size int64) error {
 		return err
 	}
 	d.size.Store(size)
-	err := d.remap(ctx, d.up(size), d.up(old), func(_ uint32, e *entry) bool {
+	err := d.remap(ctx, d.up(size), d.up(old), true, func(_ uint32, e *entry) bool {
 		changes := *e != entry{host: none}
 		*e = entry{host: none}
 		return changes

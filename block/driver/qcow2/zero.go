@@ -51,7 +51,8 @@ func (d *Disk) zero(ctx context.Context, off, n int64, flags block.Flags) error 
 
 // zeroWhole makes whole subclusters zero.
 func (d *Disk) zeroWhole(ctx context.Context, off, end int64, flags block.Flags) error {
-	return d.remap(ctx, off, end, func(mask uint32, e *entry) bool { return d.zeroEntry(e, mask, flags&block.MayUnmap != 0) })
+	unmap := flags&block.MayUnmap != 0
+	return d.remap(ctx, off, end, unmap, func(mask uint32, e *entry) bool { return d.zeroEntry(e, mask, unmap) })
 }
 
 // zeroInCluster makes a part of a cluster zero.
@@ -89,11 +90,11 @@ func (d *Disk) zeroEntry(e *entry, mask uint32, unmap bool) bool {
 }
 
 // remap changes the entries of a range of whole subclusters. change gets an entry and the subclusters of it that the range
-// covers, and says whether it changed the entry.
-func (d *Disk) remap(ctx context.Context, off, end int64, change func(mask uint32, e *entry) bool) error {
+// covers, and says whether it changed the entry. unmap says that the file may be told of what is not needed any more.
+func (d *Disk) remap(ctx context.Context, off, end int64, unmap bool, change func(mask uint32, e *entry) bool) error {
 	for off < end {
 		stop := min(end, d.sliceEnd(off))
-		if err := d.remapSlice(ctx, off, stop, change); err != nil {
+		if err := d.remapSlice(ctx, off, stop, unmap, change); err != nil {
 			return err
 		}
 		off = stop
@@ -101,7 +102,7 @@ func (d *Disk) remap(ctx context.Context, off, end int64, change func(mask uint3
 	return nil
 }
 
-func (d *Disk) remapSlice(ctx context.Context, off, end int64, change func(mask uint32, e *entry) bool) error {
+func (d *Disk) remapSlice(ctx context.Context, off, end int64, unmap bool, change func(mask uint32, e *entry) bool) error {
 	from, to := d.down(off), d.up(end)
 	claim := d.claims.Lock(from, to-from)
 	defer d.claims.Unlock(claim)
@@ -112,8 +113,8 @@ func (d *Disk) remapSlice(ctx context.Context, off, end int64, change func(mask 
 	if err := d.ownTable(ctx, off); err != nil {
 		return err
 	}
-	var kept []freeRange
-	if kept, err = d.changeEntries(ctx, off, end, change); err != nil || !d.options.discardRequest {
+	kept, err := d.changeEntries(ctx, off, end, change)
+	if err != nil || !unmap || !d.options.discardRequest {
 		return err
 	}
 	for _, f := range kept { // under the claim, so that nobody writes there again before
@@ -140,7 +141,7 @@ func (d *Disk) changeEntries(ctx context.Context, off, end int64, change func(ma
 		switch {
 		case old.host == none || old.compressed:
 			d.freeEntryLocked(&old, freedRequest)
-		case e.host != none && d.options.keepOnDiscard, e.host == none && d.external:
+		case e.host == none && d.external, e.host != none && d.options.keepOnDiscard && e.zero == d.allSubs:
 			kept = addRange(kept, old.host, d.cluster, freedRequest)
 		case e.host == none:
 			d.freeEntryLocked(&old, freedRequest)
@@ -281,7 +282,7 @@ func (d *Disk) discard(ctx context.Context, off, n int64, backed bool) error {
 	if d.raw {
 		return d.discardData(ctx, off, end)
 	}
-	return d.remap(ctx, off, end, func(mask uint32, e *entry) bool {
+	return d.remap(ctx, off, end, true, func(mask uint32, e *entry) bool {
 		switch {
 		case e.host == none && (e.zero == d.allSubs || e.zero == 0 && !backed):
 			return false
