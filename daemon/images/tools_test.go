@@ -84,3 +84,14 @@ func same(t testing.TB, what string, got, want []byte) {
 		}
 	}
 }
+
+// convert has qemu-img read an image, with all below it, and returns what it holds.
+func convert(t testing.TB, format, path string) []byte {
+	t.Helper()
+	raw := path + ".converted"
+	run(t, "qemu-img", "convert", "-f", format, "-O", "raw", path, raw)
+	b, err := os.ReadFile(raw)
+	must(t, err)
+	must(t, os.Remove(raw))
+	return b
+}
