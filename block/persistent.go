@@ -17,7 +17,9 @@ import (
 const maxLoadedBitmaps = 1 << 30
 
 // LoadBitmaps gives n the dirty bitmaps that its image keeps.
-func (tx *Tx) LoadBitmaps(ctx context.Context, n *Node) error { return tx.loadBitmaps(ctx, n, n.Driver()) }
+func (tx *Tx) LoadBitmaps(ctx context.Context, n *Node) error {
+	return tx.loadBitmaps(ctx, n, n.Driver())
+}
 
 func (tx *Tx) loadBitmaps(ctx context.Context, n *Node, d Driver) error {
 	keeper, ok := d.(BitmapKeeper)

@@ -39,7 +39,9 @@ func imageNode(t *testing.T, path string, readOnly bool) (*block.Graph, *block.N
 	var n *block.Node
 	err := g.Change(context.Background(), func(tx *block.Tx) error {
 		f, err := tx.AddNode(block.NodeConfig{DriverName: "file", Options: block.Options{ReadOnly: readOnly, Discard: true},
-			Open: func([]*block.Edge) (block.Driver, error) { return file.Open(file.Options{Filename: path, ReadOnly: readOnly}) }})
+			Open: func([]*block.Edge) (block.Driver, error) {
+				return file.Open(file.Options{Filename: path, ReadOnly: readOnly})
+			}})
 		if err != nil {
 			return err
 		}
