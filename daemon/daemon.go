@@ -19,6 +19,7 @@ import (
 	"github.com/blkmirror/blkmirror/block/export/nbdserver"
 	"github.com/blkmirror/blkmirror/daemon/handlers"
 	"github.com/blkmirror/blkmirror/daemon/options"
+	"github.com/blkmirror/blkmirror/daemon/state"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
 	"github.com/blkmirror/blkmirror/qmp/server"
@@ -41,11 +42,13 @@ type Daemon struct {
 	serving  sync.WaitGroup
 	quit     chan struct{} // closed when a quit was carried out
 	drain    time.Duration // how long a stop waits for ready mirrors
+	state    *state.Dir    // nil without --state-dir
 }
 
 // channel is a chardev that a monitor may be put on.
 type channel struct {
 	listener net.Listener // nil for standard input and output
+	how      server.ListenerOptions
 	used     bool
 }
 
@@ -85,8 +88,15 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 
 	d := newDaemon(log)
 	d.drain = line.drain
+	defer func() { err = errors.Join(err, d.closeState()) }()
 	defer func() { err = errors.Join(err, d.stop()) }()
-	for _, s := range line.steps {
+	steps := line.steps
+	if line.stateDir != "" {
+		if steps, err = d.restore(context.Background(), line); err != nil {
+			return err
+		}
+	}
+	for _, s := range steps {
 		if err := d.perform(context.Background(), s); err != nil {
 			return err
 		}
@@ -127,6 +137,7 @@ func newDaemon(log *logrus.Entry) *Daemon {
 		Emit:    func(e qmp.Event) { d.server.Emit(e) },
 		Quit:    d.quitCommand,
 		NBD:     nbdEvents(log),
+		Refused: func(err error) { log.WithField("err", err).Warn("NBD server refused a client") },
 		Aside:   d.aside,
 	})
 	d.server = server.New(server.Config{
@@ -183,7 +194,7 @@ func (d *Daemon) perform(ctx context.Context, s step) error {
 	case "monitor":
 		err = with(options.Monitor, s.text, d.addMonitor)
 	case "qmp":
-		err = d.addQMP(s.text)
+		err = with(options.QMP, s.text, d.addQMP)
 	}
 	var named optionError
 	if err != nil && !errors.As(err, &named) {

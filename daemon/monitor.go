@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strconv"
 
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
@@ -17,35 +16,23 @@ import (
 // addChannel makes a channel that a monitor may be put on. A socket listens from now on.
 func (d *Daemon) addChannel(o *api.ChardevOptions) error {
 	id := ""
-	var l net.Listener
-	var err error
-	switch {
-	case o.Stdio != nil:
+	var made channel
+	if o.Stdio != nil {
 		id = o.Stdio.ID
-	case o.Socket.Path != nil:
+	} else {
 		id = o.Socket.ID
-		l, err = server.Listen(*o.Socket.Path)
-	case o.Socket.Fd != nil:
-		id = o.Socket.ID
-		fd, bad := strconv.Atoi(*o.Socket.Fd)
-		if bad != nil {
-			return fmt.Errorf("'fd' is not a number: %s", *o.Socket.Fd)
+		var err error
+		if made.listener, made.how, err = d.listen(o.Socket); err != nil {
+			return err
 		}
-		l, err = server.ListenFD(fd)
-	default:
-		id = o.Socket.ID
-		l, err = server.ListenTCP(qmp.Or(o.Socket.Host, "localhost"), *o.Socket.Port)
-	}
-	if err != nil {
-		return err
 	}
 	if _, taken := d.channels[id]; taken {
-		if l != nil {
-			_ = l.Close()
+		if made.listener != nil {
+			_ = made.listener.Close()
 		}
 		return fmt.Errorf("Chardev with id '%s' already exists", id)
 	}
-	d.channels[id] = channel{listener: l}
+	d.channels[id] = made
 	return nil
 }
 
@@ -62,7 +49,8 @@ func (d *Daemon) addMonitor(o *api.MonitorOptions) error {
 	}
 	c.used = true
 	d.channels[o.Chardev] = c
-	how := server.ListenerOptions{Pretty: qmp.Or(o.Pretty, false)}
+	how := c.how
+	how.Pretty = qmp.Or(o.Pretty, false)
 	if c.listener == nil {
 		// Reading standard input cannot be interrupted, so nobody waits for this one at the end.
 		go func() { _ = d.server.ServeConn(standardIO{}, how) }()
@@ -73,12 +61,12 @@ func (d *Daemon) addMonitor(o *api.MonitorOptions) error {
 }
 
 // addQMP serves QMP on a unix socket.
-func (d *Daemon) addQMP(path string) error {
-	l, err := server.Listen(path)
+func (d *Daemon) addQMP(o *api.ChardevOptions) error {
+	l, how, err := d.listen(o.Socket)
 	if err != nil {
 		return err
 	}
-	d.serve(l, server.ListenerOptions{})
+	d.serve(l, how)
 	return nil
 }
 

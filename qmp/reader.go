@@ -6,6 +6,13 @@ import (
 	"io"
 )
 
+// Limits bound one message more closely than the constants below. Zero values
+// leave them as they are.
+type Limits struct {
+	Bytes int // of all tokens together; at most MaxTokenSize
+	Depth int // of objects and arrays inside one another; at most MaxDepth
+}
+
 // Limits of one message, QEMU's.
 const (
 	MaxDepth     = 1024     // objects and arrays inside one another
@@ -32,13 +39,26 @@ type Reader struct {
 	depth      int
 	tokens     int
 	mostTokens int
+	mostDepth  int
 
 	skipping bool // the rest of a malformed message is to be left out
 }
 
 // NewReader returns a Reader of src.
 func NewReader(src io.Reader) *Reader {
-	return &Reader{lex: newLexer(src), mostTokens: MaxTokens}
+	return NewLimitedReader(src, Limits{})
+}
+
+// NewLimitedReader returns a Reader of src with bounds of its own.
+func NewLimitedReader(src io.Reader, limits Limits) *Reader {
+	r := &Reader{lex: newLexer(src), mostTokens: MaxTokens, mostDepth: MaxDepth}
+	if limits.Bytes > 0 {
+		r.lex.most = min(limits.Bytes, MaxTokenSize)
+	}
+	if limits.Depth > 0 {
+		r.mostDepth = min(limits.Depth, MaxDepth)
+	}
+	return r
 }
 
 // Next returns the next value. The error is an *Error for malformed input,
@@ -260,7 +280,7 @@ func (r *Reader) array(t token) ([]any, error) {
 
 // enter opens an object or array.
 func (r *Reader) enter(t token) error {
-	if r.depth++; r.depth > MaxDepth {
+	if r.depth++; r.depth > r.mostDepth {
 		return r.errorAt(t, "JSON nesting depth limit exceeded")
 	}
 	return nil

@@ -4,11 +4,14 @@ package handlers
 
 import (
 	"context"
+	"errors"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/export/nbdserver"
+	"github.com/blkmirror/blkmirror/daemon/sockets"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
 )
@@ -40,24 +43,53 @@ func (h *Handlers) StartNBD(ctx context.Context, o *api.NbdServerOptions) error 
 	if err != nil {
 		return err
 	}
-	return h.nbd.Start(func() (net.Listener, error) { return listen(ctx, &o.Addr) }, nbdserver.Options{
+	err = h.nbd.Start(func() (net.Listener, error) { return listen(ctx, &o.Addr, h.config.Refused) }, nbdserver.Options{
 		MaxConnections:   int(qmp.Or(o.MaxConnections, defaultMaxConnections)),
 		HandshakeTimeout: time.Duration(qmp.Or(o.HandshakeMaxSeconds, defaultHandshakeSeconds)) * time.Second,
 		TLS:              secure, Authorize: authorize})
+	if err != nil {
+		return err
+	}
+	h.kept.server = o
+	if err := h.note(ctx, func() { h.kept.server = nil }); err != nil {
+		return errors.Join(err, h.nbd.Stop(ctx))
+	}
+	return nil
 }
 
-func listen(ctx context.Context, a *api.SocketAddress) (net.Listener, error) {
+func listen(ctx context.Context, a *api.SocketAddress, refused func(error)) (net.Listener, error) {
 	switch {
-	case a.Unix != nil && qmp.Or(a.Unix.Abstract, false):
-		return nbdserver.ListenAbstract(a.Unix.Path, qmp.Or(a.Unix.Tight, true))
 	case a.Unix != nil:
-		return nbdserver.ListenUnix(a.Unix.Path, 0o600)
+		return listenUnix(a.Unix, refused)
 	case a.Inet != nil:
 		return listenInet(ctx, a.Inet)
 	case a.Fd != nil:
 		return nbdserver.ListenInherited(a.Fd.Str)
 	}
 	return nil, qmp.Errorf("Sockets of type '%s' are not available: use 'inet', 'unix' or 'fd'", a.Type)
+}
+
+// listenUnix listens on a local socket for those whom its options let in. refused is told about others.
+func listenUnix(a *api.UnixSocketAddress, refused func(error)) (net.Listener, error) {
+	access, err := sockets.ParseAccess(a.Mode, a.Group, a.AllowUids)
+	if err != nil {
+		return nil, qmp.Errorf("Parameter %s", err)
+	}
+	var l net.Listener
+	if abstract := qmp.Or(a.Abstract, false); abstract && access.OnPath() {
+		return nil, qmp.Errorf("Parameters 'mode' and 'group' are for sockets with a path: with 'abstract' use 'allow-uids'")
+	} else if abstract {
+		l, err = nbdserver.ListenAbstract(a.Path, qmp.Or(a.Tight, true))
+	} else {
+		l, err = nbdserver.ListenUnix(a.Path, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := access.Apply(a.Path); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return access.Guard(l, refused), nil
 }
 
 func listenInet(ctx context.Context, a *api.InetSocketAddress) (net.Listener, error) {
@@ -81,8 +113,15 @@ func listenInet(ctx context.Context, a *api.InetSocketAddress) (net.Listener, er
 	return nbdserver.ListenTCP(ctx, network, a.Host, a.Port)
 }
 
-// NBDServerStop stops the NBD server.
-func (h *Handlers) NBDServerStop(ctx context.Context) error { return h.nbd.Stop(ctx) }
+// NBDServerStop stops the NBD server. That cannot be taken back, so it is recorded first.
+func (h *Handlers) NBDServerStop(ctx context.Context) error {
+	server, exports := h.kept.server, h.kept.exports
+	h.kept.server, h.kept.exports = nil, nil
+	if err := h.note(ctx, func() { h.kept.server, h.kept.exports = server, exports }); err != nil {
+		return err
+	}
+	return h.nbd.Stop(ctx)
+}
 
 // BlockExportAdd makes an export.
 func (h *Handlers) BlockExportAdd(ctx context.Context, o *api.BlockExportOptions) error {
@@ -104,9 +143,18 @@ func (h *Handlers) BlockExportAdd(ctx context.Context, o *api.BlockExportOptions
 	if err := h.checkIothreads(o.Iothread); err != nil {
 		return err
 	}
-	return h.nbd.AddExport(ctx, nbdserver.Config{ID: o.ID, Node: n, Name: qmp.Or(o.NBD.Name, ""),
+	err = h.nbd.AddExport(ctx, nbdserver.Config{ID: o.ID, Node: n, Name: qmp.Or(o.NBD.Name, ""),
 		Description: qmp.Or(o.NBD.Description, ""), Writable: qmp.Or(o.Writable, false),
 		WriteThrough: qmp.Or(o.Writethrough, false), AllocationDepth: qmp.Or(o.NBD.AllocationDepth, false), Bitmaps: bitmaps})
+	if err != nil {
+		return err
+	}
+	was := h.kept.exports
+	h.kept.exports = append(slices.Clone(was), o)
+	if err := h.note(ctx, func() { h.kept.exports = was }); err != nil {
+		return errors.Join(err, h.exports.Remove(ctx, o.ID, true))
+	}
+	return nil
 }
 
 // exportedBitmap finds a bitmap of an export of n: a local one may lie on a node below.
@@ -137,9 +185,21 @@ func (h *Handlers) checkIothreads(t *api.BlockExportIothreads) error {
 	return nil
 }
 
-// BlockExportDel removes an export.
+// BlockExportDel removes an export. That cannot be taken back once it has begun, so it is recorded first; what is refused then is
+// recorded as being there again.
 func (h *Handlers) BlockExportDel(ctx context.Context, a *api.BlockExportDelArguments) error {
-	return h.exports.Remove(ctx, a.ID, a.Mode == api.BlockExportRemoveModeHard)
+	was := h.kept.exports
+	back := func() { h.kept.exports = was }
+	h.kept.exports = slices.DeleteFunc(slices.Clone(was), func(o *api.BlockExportOptions) bool { return o.ID == a.ID })
+	if err := h.note(ctx, back); err != nil {
+		return err
+	}
+	err := h.exports.Remove(ctx, a.ID, a.Mode == api.BlockExportRemoveModeHard)
+	if err != nil {
+		back()
+		err = errors.Join(err, h.note(ctx, func() {}))
+	}
+	return err
 }
 
 // QueryBlockExports lists the exports.

@@ -32,6 +32,8 @@ type Config struct {
 	Quit func(ctx context.Context) error
 	// NBD is told about connections.
 	NBD nbdserver.Events
+	// Refused is told about clients of the NBD server that its socket's allow-uids keeps out.
+	Refused func(error)
 	// Aside runs f, which waits for somebody else, while other commands may run, and returns its error. The context of f ends
 	// when the daemon does; then there is an error in any case.
 	Aside func(ctx context.Context, f func(ctx context.Context) error) error
@@ -49,6 +51,7 @@ type Handlers struct {
 	doors   doorkeepers
 	opened  map[*block.Node]*openedNode // what nodes were opened with
 	jobNodes
+	kept   kept
 	dialed connections // made for the command that runs
 }
 
@@ -58,6 +61,7 @@ type object struct {
 	group    *throttle.Group         // of a throttle-group
 	iothread *api.IothreadProperties // of an iothread, which has no effect here
 	secrets                          // of an object for TLS or authorisation
+	given    *api.ObjectOptions      // as the operator gave it
 }
 
 var _ api.Commands = (*Handlers)(nil)
@@ -66,6 +70,9 @@ var _ api.Commands = (*Handlers)(nil)
 func New(c Config) *Handlers {
 	if c.Aside == nil {
 		c.Aside = func(ctx context.Context, f func(context.Context) error) error { return f(ctx) }
+	}
+	if c.Refused == nil {
+		c.Refused = func(error) {}
 	}
 	h := &Handlers{config: c, graph: block.NewGraph(), objects: map[string]object{},
 		opened: map[*block.Node]*openedNode{}}
@@ -93,6 +100,8 @@ func (h *Handlers) Close(ctx context.Context, drain time.Duration) error {
 	if h.nbd.Running() {
 		errs = append(errs, h.nbd.Stop(ctx))
 	}
+	errs = append(errs, h.recordEnd(ctx))
+	h.kept.on = false
 	return errors.Join(append(errs, h.closeNodes(ctx))...)
 }
 

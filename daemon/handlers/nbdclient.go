@@ -125,6 +125,8 @@ func (h *Handlers) nbdDriver(o *api.BlockdevOptionsNbd, n *nodeOptions) (nbd.Opt
 // nbdServer is where a server is, in the driver's form.
 func nbdServer(a *api.SocketAddress) (nbd.Address, error) {
 	switch {
+	case a.Unix != nil && (a.Unix.Mode != nil || a.Unix.Group != nil || a.Unix.AllowUids != nil):
+		return nbd.Address{}, qmp.Errorf("Parameters 'server.mode', 'server.group' and 'server.allow-uids' are for sockets that are listened on")
 	case a.Unix != nil:
 		path := a.Unix.Path
 		if qmp.Or(a.Unix.Abstract, false) {

@@ -3,9 +3,11 @@
 package handlers
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 
 	"github.com/blkmirror/blkmirror/daemon/credentials"
@@ -142,6 +144,30 @@ func (h *Handlers) serverTLS(creds, authz *string) (*tls.Config, func(tls.Connec
 		return nil, nil, qmp.Errorf("Parameter 'tls-authz' goes by the client's certificate, but '%s' has verify-peer=off", *creds)
 	}
 	return c.Server(), func(s tls.ConnectionState) error { return h.doors.admit(*authz, s) }, nil
+}
+
+// SecureMonitor is how clients of a monitor must prove who they are, with a certificate. What it returns waits for a client
+// until its context ends, and may be called by many goroutines at once.
+func (h *Handlers) SecureMonitor(creds string, authz *string) (func(context.Context, net.Conn) (net.Conn, error), error) {
+	config, authorize, err := h.serverTLS(&creds, authz)
+	if err != nil {
+		return nil, err
+	}
+	if config.ClientAuth != tls.RequireAndVerifyClientCert {
+		return nil, qmp.Errorf("'%s' has verify-peer=off: clients of a monitor must have certificates", creds)
+	}
+	return func(ctx context.Context, conn net.Conn) (net.Conn, error) {
+		secure := tls.Server(conn, config)
+		if err := secure.HandshakeContext(ctx); err != nil {
+			return nil, fmt.Errorf("TLS handshake: %w", err)
+		}
+		if authorize != nil {
+			if err := authorize(secure.ConnectionState()); err != nil {
+				return nil, err
+			}
+		}
+		return secure, nil
+	}, nil
 }
 
 // clientTLS is how a client encrypts that connects to a server of the given host name.

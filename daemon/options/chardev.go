@@ -24,6 +24,18 @@ func Chardev(text string) (*api.ChardevOptions, error) {
 	return v, nil
 }
 
+// QMP reads --qmp PATH[,...], which is short for a chardev with a local socket.
+func QMP(text string) (*api.ChardevOptions, error) {
+	v, err := chardev("socket,id=qmp,server=on,wait=off,path=" + text)
+	if err == nil && (v.Socket == nil || v.Socket.Path == nil || *v.Socket.Path == "") {
+		err = errors.New("a path is needed")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--qmp %s: %w", text, err)
+	}
+	return v, nil
+}
+
 func chardev(text string) (*api.ChardevOptions, error) {
 	items, err := split(text, "backend")
 	if err != nil {

@@ -4386,6 +4386,23 @@ func (v *UnixSocketAddress) encodeMembers(e *qmp.Encoder) {
 		e.Key("tight")
 		e.Bool(*v.Tight)
 	}
+	if v.Mode != nil {
+		e.Key("mode")
+		e.String(*v.Mode)
+	}
+	if v.Group != nil {
+		e.Key("group")
+		e.String(*v.Group)
+	}
+	if v.AllowUids != nil {
+		e.Key("allow-uids")
+		e.BeginArray()
+		for i := range v.AllowUids {
+			e.Elem()
+			e.Uint(uint64(v.AllowUids[i]))
+		}
+		e.EndArray()
+	}
 }
 
 // DecodeQMP fills v.
@@ -4402,6 +4419,19 @@ func (v *UnixSocketAddress) decodeMembers(m *qmp.Members) {
 	}
 	if p := m.Optional("tight"); p.Present() {
 		v.Tight = new(p.Bool())
+	}
+	if p := m.Optional("mode"); p.Present() {
+		v.Mode = new(p.Text())
+	}
+	if p := m.Optional("group"); p.Present() {
+		v.Group = new(p.Text())
+	}
+	if p := m.Optional("allow-uids"); p.Present() {
+		l := p.List()
+		v.AllowUids = make([]uint32, l.Len())
+		for i := range v.AllowUids {
+			v.AllowUids[i] = uint32(l.At(i).Uint(32))
+		}
 	}
 }
 
@@ -4706,6 +4736,35 @@ func (v *ChardevSocketOptions) encodeMembers(e *qmp.Encoder) {
 		e.Key("tight")
 		e.Bool(*v.Tight)
 	}
+	if v.Mode != nil {
+		e.Key("mode")
+		e.String(*v.Mode)
+	}
+	if v.Group != nil {
+		e.Key("group")
+		e.String(*v.Group)
+	}
+	if v.AllowUids != nil {
+		e.Key("allow-uids")
+		e.BeginArray()
+		for i := range v.AllowUids {
+			e.Elem()
+			e.Uint(uint64(v.AllowUids[i]))
+		}
+		e.EndArray()
+	}
+	if v.TLSCreds != nil {
+		e.Key("tls-creds")
+		e.String(*v.TLSCreds)
+	}
+	if v.TLSAuthz != nil {
+		e.Key("tls-authz")
+		e.String(*v.TLSAuthz)
+	}
+	if v.Loopback != nil {
+		e.Key("loopback")
+		e.Bool(*v.Loopback)
+	}
 }
 
 // DecodeQMP fills v.
@@ -4755,6 +4814,28 @@ func (v *ChardevSocketOptions) decodeMembers(m *qmp.Members) {
 	}
 	if p := m.Optional("tight"); p.Present() {
 		v.Tight = new(p.Bool())
+	}
+	if p := m.Optional("mode"); p.Present() {
+		v.Mode = new(p.Text())
+	}
+	if p := m.Optional("group"); p.Present() {
+		v.Group = new(p.Text())
+	}
+	if p := m.Optional("allow-uids"); p.Present() {
+		l := p.List()
+		v.AllowUids = make([]uint32, l.Len())
+		for i := range v.AllowUids {
+			v.AllowUids[i] = uint32(l.At(i).Uint(32))
+		}
+	}
+	if p := m.Optional("tls-creds"); p.Present() {
+		v.TLSCreds = new(p.Text())
+	}
+	if p := m.Optional("tls-authz"); p.Present() {
+		v.TLSAuthz = new(p.Text())
+	}
+	if p := m.Optional("loopback"); p.Present() {
+		v.Loopback = new(p.Bool())
 	}
 }
 

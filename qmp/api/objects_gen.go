@@ -1794,6 +1794,12 @@ type UnixSocketAddress struct {
 	Abstract *bool
 	// use only the length of an abstract name (default: true)
 	Tight *bool
+	// permissions of the socket that a server makes, in octal such as 0660 (default: 0600); not with @abstract
+	Mode *string
+	// group that the socket belongs to, a name or a number (default: that of the daemon); not with @abstract
+	Group *string
+	// numbers of the users whose clients a server takes (default: of whoever may open the socket)
+	AllowUids []uint32
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -1943,6 +1949,18 @@ type ChardevSocketOptions struct {
 	Abstract *bool
 	// use only the length of an abstract name (default: true)
 	Tight *bool
+	// permissions of the socket at @path, in octal such as 0660 (default: 0600)
+	Mode *string
+	// group that the socket at @path belongs to, a name or a number (default: that of the daemon)
+	Group *string
+	// numbers of the users whose clients are taken on a local socket (default: of whoever may open it)
+	AllowUids []uint32
+	// id of the TLS credentials with which clients on TCP must prove who they are
+	TLSCreds *string
+	// id of the object that says which of them may come in
+	TLSAuthz *string
+	// take clients on TCP without TLS; the address must be one that only this host can reach (default: false)
+	Loopback *bool
 }
 
 // MarshalJSON returns what goes over the wire.

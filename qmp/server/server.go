@@ -21,6 +21,9 @@ import (
 // DefaultMaxOutput is how much may wait for a client that does not read.
 const DefaultMaxOutput = 16 << 20
 
+// DefaultMaxClients is how many clients may be connected.
+const DefaultMaxClients = 100
+
 // Config is what a server needs.
 type Config struct {
 	// Commands executes a command: usually api.Dispatch with something that
@@ -38,6 +41,13 @@ type Config struct {
 	// MaxOutput is the number of bytes that may wait for a client before it
 	// is dropped; 0 is DefaultMaxOutput.
 	MaxOutput int
+
+	// MaxClients is the number of clients of all listeners together; one
+	// more is told so and sent away. 0 is DefaultMaxClients.
+	MaxClients int
+
+	// Limits bound one message of a client; zero values are QEMU's bounds.
+	Limits qmp.Limits
 }
 
 // Server answers QMP clients. Its methods may be called at any time from any
@@ -59,7 +69,7 @@ type Server struct {
 	base   context.Context
 	cancel context.CancelFunc
 
-	// sessionsDone counts the sessions that Serve started.
+	// sessionsDone counts the clients that Serve accepted.
 	sessionsDone sync.WaitGroup
 
 	mu struct {
@@ -67,6 +77,7 @@ type Server struct {
 		closing   bool
 		listeners map[net.Listener]struct{}
 		sessions  map[*session]struct{}
+		clients   int // those of sessionsDone
 		lastID    int
 	}
 
@@ -89,6 +100,9 @@ func New(config Config) *Server {
 	if config.MaxOutput == 0 {
 		config.MaxOutput = DefaultMaxOutput
 	}
+	if config.MaxClients == 0 {
+		config.MaxClients = DefaultMaxClients
+	}
 	s := &Server{
 		config: config,
 		turn:   make(chan struct{}, 1),
@@ -107,6 +121,12 @@ func New(config Config) *Server {
 type ListenerOptions struct {
 	// Pretty makes the output indented.
 	Pretty bool
+
+	// Secure, unless nil, is what a client must get through before anything
+	// is said: it returns the connection to go on with, and an error for a
+	// client that may not come in. It must return when its context ends, and
+	// is called by many goroutines at once.
+	Secure func(ctx context.Context, conn net.Conn) (net.Conn, error)
 }
 
 // ErrClosed is returned by Serve on a server that is shut down already.
@@ -143,15 +163,18 @@ func (s *Server) Serve(l net.Listener, opts ListenerOptions) error {
 				return nil
 			}
 		}
-		ss := s.begin(conn, opts, &s.sessionsDone)
-		if ss == nil {
+		switch s.countIn() {
+		case nil:
+			go func() {
+				defer s.countOut()
+				s.client(conn, opts)
+			}()
+		case ErrClosed:
 			conn.Close()
 			return nil
+		default:
+			s.sendAway(conn, opts)
 		}
-		go func() {
-			defer s.sessionsDone.Done()
-			ss.run()
-		}()
 	}
 }
 
@@ -163,7 +186,7 @@ const acceptPause = 100 * time.Millisecond
 // or after Shutdown as soon as reading from conn ends. Shutdown waits until
 // the output is written, but not for ServeConn to return.
 func (s *Server) ServeConn(conn io.ReadWriteCloser, opts ListenerOptions) error {
-	ss := s.begin(conn, opts, nil)
+	ss := s.begin(conn, opts)
 	if ss == nil {
 		conn.Close()
 		return ErrClosed
@@ -172,15 +195,12 @@ func (s *Server) ServeConn(conn io.ReadWriteCloser, opts ListenerOptions) error 
 	return nil
 }
 
-// begin makes a session, unless the server is shut down, and counts it.
-func (s *Server) begin(conn io.ReadWriteCloser, opts ListenerOptions, count *sync.WaitGroup) *session {
+// begin makes a session, unless the server is shut down.
+func (s *Server) begin(conn io.ReadWriteCloser, opts ListenerOptions) *session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mu.closing {
 		return nil
-	}
-	if count != nil {
-		count.Add(1)
 	}
 	s.mu.lastID++
 	ss := newSession(s, conn, opts, s.mu.lastID)

@@ -34,7 +34,7 @@ func newSession(s *Server, conn io.ReadWriteCloser, opts ListenerOptions, id int
 		conn:    conn,
 		pretty:  opts.Pretty,
 		log:     s.config.Log.WithField("conn", id),
-		reader:  qmp.NewReader(conn),
+		reader:  qmp.NewLimitedReader(conn, s.config.Limits),
 		encoder: qmp.NewEncoder(nil, opts.Pretty),
 	}
 	ss.output.init(conn, s.config.MaxOutput)
