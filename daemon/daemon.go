@@ -19,7 +19,6 @@ import (
 	"github.com/blkmirror/blkmirror/block/export/nbdserver"
 	"github.com/blkmirror/blkmirror/daemon/handlers"
 	"github.com/blkmirror/blkmirror/daemon/options"
-	"github.com/blkmirror/blkmirror/daemon/state"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
 	"github.com/blkmirror/blkmirror/qmp/server"
@@ -42,7 +41,6 @@ type Daemon struct {
 	serving  sync.WaitGroup
 	quit     chan struct{} // closed when a quit was carried out
 	drain    time.Duration // how long a stop waits for ready mirrors
-	state    *state.Dir    // nil without --state-dir
 }
 
 // channel is a chardev that a monitor may be put on.
@@ -88,15 +86,8 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 
 	d := newDaemon(log)
 	d.drain = line.drain
-	defer func() { err = errors.Join(err, d.closeState()) }()
 	defer func() { err = errors.Join(err, d.stop()) }()
-	steps := line.steps
-	if line.stateDir != "" {
-		if steps, err = d.restore(context.Background(), line); err != nil {
-			return err
-		}
-	}
-	for _, s := range steps {
+	for _, s := range line.steps {
 		if err := d.perform(context.Background(), s); err != nil {
 			return err
 		}
