@@ -26,6 +26,7 @@ type commandLine struct {
 	pidFile       string
 	daemonize     bool
 	drain         time.Duration
+	limits        limits
 	help, version bool
 	usage         string
 }
@@ -59,11 +60,15 @@ func parseCommandLine(args []string) (*commandLine, error) {
 	flags.StringVar(&line.pidFile, "pidfile", "", "write the process id to `PATH` once everything runs; removed at exit")
 	flags.BoolVar(&line.daemonize, "daemonize", false, "go to the background once everything runs")
 	seconds := flags.Float64("drain-timeout", 0, "let mirrors that are ready end well at a stop, for at most `SECONDS`; 0 cancels them")
+	line.limits.addTo(flags)
 	flags.BoolVarP(&line.help, "help", "h", false, "show this text")
 	flags.BoolVarP(&line.version, "version", "V", false, "show the version")
 	line.usage = "usage: blkmirrord [OPTION...]\n\nA storage daemon that exports disk images and mirrors them while they are in use.\n" +
 		"Options act in the order in which they are given. A SPEC may also be a JSON object.\n\n" + flags.FlagUsages()
 	if err := flags.Parse(args); err != nil {
+		return nil, err
+	}
+	if err := line.limits.check(); err != nil {
 		return nil, err
 	}
 	if *seconds < 0 || *seconds > maxDrain.Seconds() {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/blkmirror/blkmirror/block/export/nbdserver"
 	"github.com/blkmirror/blkmirror/daemon/handlers"
 	"github.com/blkmirror/blkmirror/daemon/options"
+	"github.com/blkmirror/blkmirror/daemon/sandbox"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
 	"github.com/blkmirror/blkmirror/qmp/server"
@@ -33,6 +35,7 @@ const lastWords = 2 * time.Second
 // Daemon is one running daemon.
 type Daemon struct {
 	log      *logrus.Entry
+	sandbox  *sandbox.Sandbox // nil without --sandbox
 	handlers *handlers.Handlers
 	server   *server.Server
 	command  sync.Mutex         // held by what runs: a command, or the way out
@@ -84,7 +87,15 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 	defer signal.Stop(signals)
 	signal.Ignore(syscall.SIGPIPE)
 
-	d := newDaemon(log)
+	box, err := line.limits.confine()
+	if err != nil {
+		return err
+	}
+	if box != nil && len(box.Missing) > 0 {
+		log.WithField("missing", strings.Join(box.Missing, ", ")).Warn("the kernel cannot confine the daemon as --sandbox asks")
+	}
+	defer func() { err = box.Explain(err) }()
+	d := newDaemon(log, &line.limits, box)
 	d.drain = line.drain
 	defer func() { err = errors.Join(err, d.stop()) }()
 	for _, s := range line.steps {
@@ -120,8 +131,8 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 	return d.close(ctx)
 }
 
-func newDaemon(log *logrus.Entry) *Daemon {
-	d := &Daemon{log: log, channels: map[string]channel{}, quit: make(chan struct{})}
+func newDaemon(log *logrus.Entry, l *limits, box *sandbox.Sandbox) *Daemon {
+	d := &Daemon{log: log, sandbox: box, channels: map[string]channel{}, quit: make(chan struct{})}
 	version := api.VersionInfo{QEMU: api.VersionTriple{Major: 11, Minor: 1, Micro: 3}, Package: "blkmirror " + Version}
 	d.handlers = handlers.New(handlers.Config{
 		Version: version,
@@ -130,9 +141,12 @@ func newDaemon(log *logrus.Entry) *Daemon {
 		NBD:     nbdEvents(log),
 		Refused: func(err error) { log.WithField("err", err).Warn("NBD server refused a client") },
 		Aside:   d.aside,
+		Limits:  l.handlers,
+		Explain: box.Explain,
 	})
 	d.server = server.New(server.Config{
-		Version: version, Log: log,
+		Version: version, Log: log, MaxClients: l.clients,
+		Limits: qmp.Limits{Bytes: int(l.message), Depth: l.depth},
 		Commands: func(ctx context.Context, name string, args *qmp.Object) (any, error) {
 			d.command.Lock()
 			defer d.command.Unlock()

@@ -18,11 +18,19 @@ type Registry struct {
 	mu struct {
 		sync.Mutex
 		jobs []*Job // oldest first
+		most int    // that there may be, 0 for any number
 	}
 }
 
 // NewRegistry returns a registry without jobs that tells events what happens to them.
 func NewRegistry(events Events) *Registry { return &Registry{events: events} }
+
+// Limit bounds the number of jobs, those that have ended and were not dismissed included; 0 is no bound.
+func (r *Registry) Limit(most int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.most = most
+}
 
 // CheckID says what is wrong with an id for a new job.
 func (r *Registry) CheckID(id string) error {
@@ -37,6 +45,9 @@ func (r *Registry) checkIDLocked(id string) error {
 	}
 	if r.findLocked(id) != nil {
 		return refused("Job ID '%s' already in use", id)
+	}
+	if r.mu.most > 0 && len(r.mu.jobs) >= r.mu.most {
+		return refused("There are %d jobs, and no more may be made (--max-jobs): cancel or dismiss one", r.mu.most)
 	}
 	return nil
 }

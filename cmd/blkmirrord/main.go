@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Landlock does not see multipath TCP, which listeners would otherwise speak.
+//
+//go:debug multipathtcp=0
+
 // Command blkmirrord is the storage daemon; see package daemon and --help.
 package main
 

@@ -98,7 +98,7 @@ func (h *Handlers) chainChildren(ctx context.Context, tx *block.Tx, o *api.Block
 	if info.HasDataFile && !hasData {
 		c, err := h.named(ctx, tx, info.DataFile, "", this, site{parent: n, role: "data-file"})
 		if err != nil {
-			return nil, qmp.Errorf("Could not open data file '%s' of '%s': %s", info.DataFile, this.name, err)
+			return nil, qmp.Errorf("Could not open data file '%s' of '%s': %s", info.DataFile, this.name, h.config.Explain(err))
 		}
 		list = append(list, c)
 	}
@@ -114,7 +114,7 @@ func (h *Handlers) chainChildren(ctx context.Context, tx *block.Tx, o *api.Block
 	case info.BackingFile != "":
 		c, err := h.named(ctx, tx, info.BackingFile, either(info.BackingFormat, "?"), this, below)
 		if err != nil {
-			return nil, qmp.Errorf("Could not open backing file '%s' of '%s': %s", info.BackingFile, this.name, err)
+			return nil, qmp.Errorf("Could not open backing file '%s' of '%s': %s", info.BackingFile, this.name, h.config.Explain(err))
 		}
 		list = append(list, c)
 	}

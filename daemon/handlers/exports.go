@@ -113,6 +113,9 @@ func (h *Handlers) BlockExportAdd(ctx context.Context, o *api.BlockExportOptions
 	if err != nil {
 		return err
 	}
+	if most := h.config.Limits.Exports; most > 0 && len(h.exports.List()) >= most {
+		return qmp.Errorf("There are %d exports, and --max-exports lets no more be made", most)
+	}
 	if o.NBD == nil {
 		return qmp.Errorf("Exports of type '%s' are not available", o.Type)
 	}

@@ -34,9 +34,18 @@ type Config struct {
 	NBD nbdserver.Events
 	// Refused is told about clients of the NBD server that its socket's allow-uids keeps out.
 	Refused func(error)
+	// Limits bound what there may be of a kind.
+	Limits Limits
+	// Explain may add to an error of a command what the system forbids the process.
+	Explain func(error) error
 	// Aside runs f, which waits for somebody else, while other commands may run, and returns its error. The context of f ends
 	// when the daemon does; then there is an error in any case.
 	Aside func(ctx context.Context, f func(ctx context.Context) error) error
+}
+
+// Limits bound what there may be of a kind; 0 is no bound.
+type Limits struct {
+	Exports, Jobs int
 }
 
 // Handlers implements api.Commands on one daemon's graph, jobs and exports.
@@ -69,12 +78,16 @@ func New(c Config) *Handlers {
 	if c.Aside == nil {
 		c.Aside = func(ctx context.Context, f func(context.Context) error) error { return f(ctx) }
 	}
+	if c.Explain == nil {
+		c.Explain = func(err error) error { return err }
+	}
 	if c.Refused == nil {
 		c.Refused = func(error) {}
 	}
 	h := &Handlers{config: c, graph: block.NewGraph(), objects: map[string]object{},
 		opened: map[*block.Node]*openedNode{}}
 	h.jobs = job.NewRegistry(jobEvents{c.Emit})
+	h.jobs.Limit(c.Limits.Jobs)
 	h.exports = export.NewRegistry(func(id string) { c.Emit(&api.BlockExportDeletedEvent{ID: id}) })
 	h.nbd = nbdserver.New(h.graph, h.exports, c.NBD)
 	return h
@@ -84,7 +97,7 @@ func New(c Config) *Handlers {
 func (h *Handlers) Dispatch(ctx context.Context, name string, args *qmp.Object) (any, error) {
 	h.takeNotes()
 	result, err := api.Dispatch(ctx, h, name, args)
-	return result, asQMP(err)
+	return result, asQMP(h.config.Explain(err))
 }
 
 // Close ends jobs, then exports, then nodes. It goes on after a failure. For as long as drain it waits for mirrors that are
