@@ -59,15 +59,16 @@ const maxStatusRuns = 64
 func (d *Disk) BlockStatus(ctx context.Context, off, n int64) (block.Extent, error) {
 	e := d.epochs.enter()
 	defer d.epochs.leave(e)
-	first, err := d.status(ctx, off, n)
+	first, whole, err := d.status(ctx, off, n)
 	if err != nil {
 		return block.Extent{}, err
 	}
 	for range maxStatusRuns {
-		if first.Len >= n {
+		if first.Len >= n || !whole {
 			break
 		}
-		next, err := d.status(ctx, off+first.Len, n-first.Len)
+		var next block.Extent
+		next, whole, err = d.status(ctx, off+first.Len, n-first.Len)
 		if err != nil || next.Status != first.Status {
 			break // the error will be told to whoever asks about that place
 		}
@@ -76,25 +77,26 @@ func (d *Disk) BlockStatus(ctx context.Context, off, n int64) (block.Extent, err
 	return first, nil
 }
 
-// status is BlockStatus for one run.
-func (d *Disk) status(ctx context.Context, off, n int64) (block.Extent, error) {
+// status is BlockStatus for one run. whole tells that the answer is about all of the run. Where the backing node gave less, it is
+// not asked on: each layer of a chain would double the questions to the next.
+func (d *Disk) status(ctx context.Context, off, n int64) (e block.Extent, whole bool, err error) {
 	r, err := d.lookup(ctx, off, n)
 	if err != nil {
-		return block.Extent{}, err
+		return block.Extent{}, false, err
 	}
 	switch r.kind {
 	case data, compressed:
-		return block.Extent{Len: r.n, Status: block.StatusData | block.StatusAllocated}, nil
+		return block.Extent{Len: r.n, Status: block.StatusData | block.StatusAllocated}, true, nil
 	case zeroes:
-		return block.Extent{Len: r.n, Status: block.StatusZero | block.StatusAllocated}, nil
+		return block.Extent{Len: r.n, Status: block.StatusZero | block.StatusAllocated}, true, nil
 	}
 	b := d.backing.Load()
 	if b == nil || off >= b.Size() {
-		return block.Extent{Len: r.n, Status: block.StatusZero}, nil
+		return block.Extent{Len: r.n, Status: block.StatusZero}, true, nil
 	}
 	below, err := b.BlockStatus(ctx, off, min(r.n, b.Size()-off))
 	below.Status &^= block.StatusAllocated
-	return below, err
+	return below, below.Len == r.n, err
 }
 
 // Space tells which clusters take no place in the image: those that are zero or unallocated, unless the backing node shows

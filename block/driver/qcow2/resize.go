@@ -61,7 +61,7 @@ func (d *Disk) Resize(ctx context.Context, size int64) error {
 // zeroNew makes a part of the disk read as zeroes that was not there before.
 func (d *Disk) zeroNew(ctx context.Context, off, end int64) error {
 	for off < end {
-		e, err := d.status(ctx, off, end-off)
+		e, _, err := d.status(ctx, off, end-off)
 		if err != nil {
 			return err
 		}

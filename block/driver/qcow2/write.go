@@ -310,7 +310,7 @@ func (d *Disk) copyEdge(ctx context.Context, host, from, to int64) error {
 // readsZero says whether a range is known to read as zeroes.
 func (d *Disk) readsZero(ctx context.Context, off, n int64) bool {
 	for n > 0 {
-		e, err := d.status(ctx, off, n)
+		e, _, err := d.status(ctx, off, n)
 		if err != nil || e.Status&block.StatusZero == 0 {
 			return false
 		}
