@@ -27,6 +27,8 @@ type commandLine struct {
 	daemonize     bool
 	drain         time.Duration
 	limits        limits
+	stateDir      string
+	restore       restoreMode
 	help, version bool
 	usage         string
 }
@@ -60,6 +62,8 @@ func parseCommandLine(args []string) (*commandLine, error) {
 	flags.StringVar(&line.pidFile, "pidfile", "", "write the process id to `PATH` once everything runs; removed at exit")
 	flags.BoolVar(&line.daemonize, "daemonize", false, "go to the background once everything runs")
 	seconds := flags.Float64("drain-timeout", 0, "let mirrors that are ready end well at a stop, for at most `SECONDS`; 0 cancels them")
+	flags.StringVar(&line.stateDir, "state-dir", "", "keep what is made over QMP in `DIR`, and bring it back at a restart; objects, nodes,\nthe NBD server and exports are then made before monitors")
+	restore := flags.String("restore", string(restoreStrict), "what of the state must come back: all of it with strict, what can with best-effort;\nignore sets the state aside")
 	line.limits.addTo(flags)
 	flags.BoolVarP(&line.help, "help", "h", false, "show this text")
 	flags.BoolVarP(&line.version, "version", "V", false, "show the version")
@@ -73,6 +77,14 @@ func parseCommandLine(args []string) (*commandLine, error) {
 	}
 	if *seconds < 0 || *seconds > maxDrain.Seconds() {
 		return nil, fmt.Errorf("--drain-timeout %v: expects seconds from 0 to %v", *seconds, maxDrain.Seconds())
+	}
+	switch line.restore = restoreMode(*restore); {
+	case line.restore != restoreStrict && line.restore != restoreBestEffort && line.restore != restoreIgnore:
+		return nil, fmt.Errorf("--restore %s: expects strict, best-effort or ignore", *restore)
+	case flags.Changed("restore") && line.stateDir == "":
+		return nil, fmt.Errorf("--restore %s: needs --state-dir", *restore)
+	case flags.Changed("state-dir") && line.stateDir == "":
+		return nil, fmt.Errorf("--state-dir: expects the path of a directory")
 	}
 	line.drain = time.Duration(*seconds * float64(time.Second))
 	if rest := flags.Args(); len(rest) > 0 {

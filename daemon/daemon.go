@@ -21,6 +21,7 @@ import (
 	"github.com/blkmirror/blkmirror/daemon/handlers"
 	"github.com/blkmirror/blkmirror/daemon/options"
 	"github.com/blkmirror/blkmirror/daemon/sandbox"
+	"github.com/blkmirror/blkmirror/daemon/state"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
 	"github.com/blkmirror/blkmirror/qmp/server"
@@ -44,6 +45,7 @@ type Daemon struct {
 	serving  sync.WaitGroup
 	quit     chan struct{} // closed when a quit was carried out
 	drain    time.Duration // how long a stop waits for ready mirrors
+	state    *state.Dir    // nil without --state-dir
 }
 
 // channel is a chardev that a monitor may be put on.
@@ -97,8 +99,15 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 	defer func() { err = box.Explain(err) }()
 	d := newDaemon(log, &line.limits, box)
 	d.drain = line.drain
+	defer func() { err = errors.Join(err, d.closeState()) }()
 	defer func() { err = errors.Join(err, d.stop()) }()
-	for _, s := range line.steps {
+	steps := line.steps
+	if line.stateDir != "" {
+		if steps, err = d.restore(context.Background(), line); err != nil {
+			return err
+		}
+	}
+	for _, s := range steps {
 		if err := d.perform(context.Background(), s); err != nil {
 			return err
 		}

@@ -91,32 +91,32 @@ func (h *Handlers) mergeBitmap(tx *block.Tx, a *api.BlockDirtyBitmapMerge) error
 
 // BlockDirtyBitmapAdd makes a bitmap.
 func (h *Handlers) BlockDirtyBitmapAdd(ctx context.Context, a *api.BlockDirtyBitmapAdd) error {
-	return h.graph.Change(ctx, func(tx *block.Tx) error { return h.addBitmap(tx, a) })
+	return h.change(ctx, func(tx *block.Tx) error { return h.addBitmap(tx, a) })
 }
 
 // BlockDirtyBitmapRemove removes a bitmap.
 func (h *Handlers) BlockDirtyBitmapRemove(ctx context.Context, a *api.BlockDirtyBitmap) error {
-	return h.graph.Change(ctx, func(tx *block.Tx) error { return h.removeBitmap(tx, a) })
+	return h.change(ctx, func(tx *block.Tx) error { return h.removeBitmap(tx, a) })
 }
 
 // BlockDirtyBitmapClear makes a bitmap forget what was written.
 func (h *Handlers) BlockDirtyBitmapClear(ctx context.Context, a *api.BlockDirtyBitmap) error {
-	return h.graph.Change(ctx, func(tx *block.Tx) error { return h.clearBitmap(tx, a) })
+	return h.change(ctx, func(tx *block.Tx) error { return h.clearBitmap(tx, a) })
 }
 
 // BlockDirtyBitmapEnable lets a bitmap record.
 func (h *Handlers) BlockDirtyBitmapEnable(ctx context.Context, a *api.BlockDirtyBitmap) error {
-	return h.graph.Change(ctx, func(tx *block.Tx) error { return h.recordBitmap(tx, a, true) })
+	return h.change(ctx, func(tx *block.Tx) error { return h.recordBitmap(tx, a, true) })
 }
 
 // BlockDirtyBitmapDisable stops a bitmap from recording.
 func (h *Handlers) BlockDirtyBitmapDisable(ctx context.Context, a *api.BlockDirtyBitmap) error {
-	return h.graph.Change(ctx, func(tx *block.Tx) error { return h.recordBitmap(tx, a, false) })
+	return h.change(ctx, func(tx *block.Tx) error { return h.recordBitmap(tx, a, false) })
 }
 
 // BlockDirtyBitmapMerge adds bitmaps to another.
 func (h *Handlers) BlockDirtyBitmapMerge(ctx context.Context, a *api.BlockDirtyBitmapMerge) error {
-	return h.graph.Change(ctx, func(tx *block.Tx) error { return h.mergeBitmap(tx, a) })
+	return h.change(ctx, func(tx *block.Tx) error { return h.mergeBitmap(tx, a) })
 }
 
 // XDebugBlockDirtyBitmapSha256 returns the digest of a bitmap.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
@@ -42,10 +43,29 @@ func (h *Handlers) StartNBD(ctx context.Context, o *api.NbdServerOptions) error 
 	if err != nil {
 		return err
 	}
-	return h.nbd.Start(func() (net.Listener, error) { return listen(ctx, &o.Addr, h.config.Refused) }, nbdserver.Options{
+	err = h.nbd.Start(func() (net.Listener, error) { return listen(ctx, &o.Addr, h.config.Refused) }, nbdserver.Options{
 		MaxConnections:   int(qmp.Or(o.MaxConnections, defaultMaxConnections)),
 		HandshakeTimeout: time.Duration(qmp.Or(o.HandshakeMaxSeconds, defaultHandshakeSeconds)) * time.Second,
 		TLS:              secure, Authorize: authorize})
+	if err != nil {
+		return err
+	}
+	h.kept.server = absoluteServer(o)
+	if err := h.note(ctx, func() { h.kept.server = nil }); err != nil {
+		return errors.Join(err, h.nbd.Stop(ctx))
+	}
+	return nil
+}
+
+// absoluteServer is o with the path of its socket as it leads there from everywhere.
+func absoluteServer(o *api.NbdServerOptions) *api.NbdServerOptions {
+	if o.Addr.Unix == nil || qmp.Or(o.Addr.Unix.Abstract, false) {
+		return o
+	}
+	server, unix := *o, *o.Addr.Unix
+	unix.Path = absolute(unix.Path, workingFolder())
+	server.Addr.Unix = &unix
+	return &server
 }
 
 func listen(ctx context.Context, a *api.SocketAddress, refused func(error)) (net.Listener, error) {
@@ -104,8 +124,15 @@ func listenInet(ctx context.Context, a *api.InetSocketAddress) (net.Listener, er
 	return nbdserver.ListenTCP(ctx, network, a.Host, a.Port)
 }
 
-// NBDServerStop stops the NBD server.
-func (h *Handlers) NBDServerStop(ctx context.Context) error { return h.nbd.Stop(ctx) }
+// NBDServerStop stops the NBD server. That cannot be taken back, so it is recorded first.
+func (h *Handlers) NBDServerStop(ctx context.Context) error {
+	server, exports := h.kept.server, h.kept.exports
+	h.kept.server, h.kept.exports = nil, nil
+	if err := h.note(ctx, func() { h.kept.server, h.kept.exports = server, exports }); err != nil {
+		return err
+	}
+	return h.nbd.Stop(ctx)
+}
 
 // BlockExportAdd makes an export.
 func (h *Handlers) BlockExportAdd(ctx context.Context, o *api.BlockExportOptions) error {
@@ -130,9 +157,18 @@ func (h *Handlers) BlockExportAdd(ctx context.Context, o *api.BlockExportOptions
 	if err := h.checkIothreads(o.Iothread); err != nil {
 		return err
 	}
-	return h.nbd.AddExport(ctx, nbdserver.Config{ID: o.ID, Node: n, Name: qmp.Or(o.NBD.Name, ""),
+	err = h.nbd.AddExport(ctx, nbdserver.Config{ID: o.ID, Node: n, Name: qmp.Or(o.NBD.Name, ""),
 		Description: qmp.Or(o.NBD.Description, ""), Writable: qmp.Or(o.Writable, false),
 		WriteThrough: qmp.Or(o.Writethrough, false), AllocationDepth: qmp.Or(o.NBD.AllocationDepth, false), Bitmaps: bitmaps})
+	if err != nil {
+		return err
+	}
+	was := h.kept.exports
+	h.kept.exports = append(slices.Clone(was), o)
+	if err := h.note(ctx, func() { h.kept.exports = was }); err != nil {
+		return errors.Join(err, h.exports.Remove(ctx, o.ID, true))
+	}
+	return nil
 }
 
 // exportedBitmap finds a bitmap of an export of n: a local one may lie on a node below.
@@ -163,9 +199,21 @@ func (h *Handlers) checkIothreads(t *api.BlockExportIothreads) error {
 	return nil
 }
 
-// BlockExportDel removes an export.
+// BlockExportDel removes an export. That cannot be taken back once it has begun, so it is recorded first; what is refused then is
+// recorded as being there again.
 func (h *Handlers) BlockExportDel(ctx context.Context, a *api.BlockExportDelArguments) error {
-	return h.exports.Remove(ctx, a.ID, a.Mode == api.BlockExportRemoveModeHard)
+	was := h.kept.exports
+	back := func() { h.kept.exports = was }
+	h.kept.exports = slices.DeleteFunc(slices.Clone(was), func(o *api.BlockExportOptions) bool { return o.ID == a.ID })
+	if err := h.note(ctx, back); err != nil {
+		return err
+	}
+	err := h.exports.Remove(ctx, a.ID, a.Mode == api.BlockExportRemoveModeHard)
+	if err != nil {
+		back()
+		err = errors.Join(err, h.note(ctx, func() {}))
+	}
+	return err
 }
 
 // QueryBlockExports lists the exports.

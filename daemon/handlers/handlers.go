@@ -60,6 +60,7 @@ type Handlers struct {
 	doors   doorkeepers
 	opened  map[*block.Node]*openedNode // what nodes were opened with
 	jobNodes
+	kept   kept
 	dialed connections // made for the command that runs
 }
 
@@ -69,6 +70,7 @@ type object struct {
 	group    *throttle.Group         // of a throttle-group
 	iothread *api.IothreadProperties // of an iothread, which has no effect here
 	secrets                          // of an object for TLS or authorisation
+	given    *api.ObjectOptions      // as the operator gave it
 }
 
 var _ api.Commands = (*Handlers)(nil)
@@ -111,6 +113,10 @@ func (h *Handlers) Close(ctx context.Context, drain time.Duration) error {
 	if h.nbd.Running() {
 		errs = append(errs, h.nbd.Stop(ctx))
 	}
+	if errors.Join(errs...) == nil { // else somebody may still write
+		errs = append(errs, h.recordEnd(ctx))
+	}
+	h.kept.on = false
 	return errors.Join(append(errs, h.closeNodes(ctx))...)
 }
 

@@ -97,14 +97,19 @@ func (h *Handlers) orphan() {
 		if found, err := h.graph.Node(o.parent.Name()); err == nil && found == o.parent {
 			continue
 		}
-		own, r := *o.options, o.resolved
-		own.ReadOnly, own.AutoReadOnly, own.ForceShare = &r.ReadOnly, &r.autoReadOnly, &r.ForceShare
-		own.Cache = &api.BlockdevCacheOptions{Direct: &r.Direct, NoFlush: &r.NoFlush}
-		if own.Discard == "" && r.Discard {
-			own.Discard = api.BlockdevDiscardOptionsUnmap
-		}
 		orphan := *o
-		orphan.options, orphan.parent = &own, nil
+		orphan.options, orphan.parent = o.own(), nil
 		h.opened[n] = &orphan
 	}
+}
+
+// own are the options of a node that inherits from nobody any more.
+func (o *openedNode) own() *api.BlockdevOptions {
+	own, r := *o.options, o.resolved
+	own.ReadOnly, own.AutoReadOnly, own.ForceShare = &r.ReadOnly, &r.autoReadOnly, &r.ForceShare
+	own.Cache = &api.BlockdevCacheOptions{Direct: &r.Direct, NoFlush: &r.NoFlush}
+	if own.Discard == "" && r.Discard {
+		own.Discard = api.BlockdevDiscardOptionsUnmap
+	}
+	return &own
 }

@@ -56,6 +56,7 @@ func (h *Handlers) BlockdevMirror(ctx context.Context, a *api.BlockdevMirrorArgu
 			return err
 		}
 	}
+	o.OnPivot = h.recordPivot(&pivot{from: o.Source, to: o.Target})
 	_, err = mirror.Start(ctx, h.graph, h.jobs, o, after(ctx))
 	return err
 }

@@ -27,7 +27,7 @@ func (h *Handlers) BlockdevAdd(ctx context.Context, o *api.BlockdevOptions) erro
 		return err
 	}
 	h.dialed = made
-	err = h.graph.Change(ctx, func(tx *block.Tx) error {
+	err = h.change(ctx, func(tx *block.Tx) error {
 		_, err := h.open(ctx, tx, o, site{})
 		return err
 	})
@@ -68,7 +68,7 @@ func (h *Handlers) open(ctx context.Context, tx *block.Tx, o *api.BlockdevOption
 		return nil, err
 	}
 	h.tellOfConnection(n)
-	h.opened[n] = &openedNode{options: o, resolved: *options, role: at.role}
+	h.opened[n] = &openedNode{options: o, resolved: *options, role: at.role, folder: workingFolder()}
 	tx.OnRollBack(func() { delete(h.opened, n) })
 	for _, below := range children {
 		if below.inline {
@@ -131,6 +131,7 @@ type openedNode struct {
 	resolved nodeOptions          // with what it inherited
 	parent   *block.Node          // the node above that defines or names it and that it inherits from; nil if there is none
 	role     string               // what it was opened as for that node
+	folder   string               // what a relative path in options is relative to
 }
 
 // childOption is what options say of the child in a role.
@@ -279,7 +280,7 @@ func openNull(o *api.BlockdevOptionsNull) (block.Driver, error) {
 // BlockdevDel closes a node.
 func (h *Handlers) BlockdevDel(ctx context.Context, args *api.BlockdevDelArguments) error {
 	defer h.forgetClosed()
-	return h.graph.Change(ctx, func(tx *block.Tx) error {
+	return h.change(ctx, func(tx *block.Tx) error {
 		n, err := h.graph.Node(args.NodeName)
 		if err != nil {
 			return qmp.Errorf("Failed to find node with node-name='%s'", args.NodeName)
@@ -306,7 +307,7 @@ func (h *Handlers) forgetClosed() {
 // BlockResize changes the length of a node.
 func (h *Handlers) BlockResize(ctx context.Context, args *api.BlockResizeArguments) error {
 	device, name := qmp.Or(args.Device, ""), qmp.Or(args.NodeName, "")
-	return h.graph.Change(ctx, func(tx *block.Tx) error {
+	return h.change(ctx, func(tx *block.Tx) error {
 		n, err := h.graph.Node(name)
 		if err != nil || device != "" {
 			return qmp.Errorf("Cannot find device='%s' nor node-name='%s'", device, name)

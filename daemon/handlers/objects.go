@@ -13,18 +13,20 @@ import (
 )
 
 // ObjectAdd makes an object.
-func (h *Handlers) ObjectAdd(_ context.Context, o *api.ObjectOptions) error {
+func (h *Handlers) ObjectAdd(ctx context.Context, o *api.ObjectOptions) error {
 	if !block.WellFormedID(o.ID) {
 		return qmp.Errorf("Parameter 'id' expects an identifier, not '%s'", o.ID)
 	}
 	if _, taken := h.objects[o.ID]; taken {
 		return qmp.Errorf("attempt to add duplicate property '%s' to object (type 'container')", o.ID)
 	}
-	made := object{kind: o.QOMType, iothread: o.Iothread}
+	made := object{kind: o.QOMType, given: o}
 	if o.Iothread != nil {
 		if err := checkIothread(o.Iothread); err != nil {
 			return err
 		}
+		own := *o.Iothread
+		made.iothread = &own
 	}
 	if o.ThrottleGroup != nil {
 		group, err := throttle.NewGroup(o.ID, throttleLimits(throttle.Limits{}, o.ThrottleGroup.Limits))
@@ -40,8 +42,33 @@ func (h *Handlers) ObjectAdd(_ context.Context, o *api.ObjectOptions) error {
 	if rules, ok := made.rules(); ok {
 		h.doors.add(o.ID, rules)
 	}
+	if o.TLSCredsX509 != nil && o.TLSCredsX509.Dir != nil {
+		given, x509 := *o, *o.TLSCredsX509
+		dir := absolute(*x509.Dir, workingFolder())
+		given.TLSCredsX509, x509.Dir, made.given = &x509, &dir, &given
+	}
 	h.objects[o.ID] = made
-	return nil
+	return h.note(ctx, func() { h.forget(o.ID) })
+}
+
+func (h *Handlers) forget(id string) {
+	h.doors.remove(id)
+	delete(h.objects, id)
+}
+
+// definition makes the object again as it is.
+func (o object) definition(id string) *api.ObjectOptions {
+	d := api.ObjectOptions{QOMType: o.kind, ID: id}
+	switch {
+	case o.group != nil:
+		d.ThrottleGroup = &api.ThrottleGroupProperties{Limits: describeLimitsOf(o.group.Limits())}
+	case o.iothread != nil:
+		i := *o.iothread
+		d.Iothread = &i
+	default:
+		d = *o.given
+	}
+	return &d
 }
 
 // checkIothread says which number of an iothread makes no sense.
@@ -79,7 +106,7 @@ func throttleLimits(base throttle.Limits, l *api.ThrottleLimits) throttle.Limits
 
 // ObjectDel deletes an object. A throttle group must not be in use; what uses TLS credentials keeps its own copy, and a server
 // whose authorisation object is gone lets nobody in.
-func (h *Handlers) ObjectDel(_ context.Context, a *api.ObjectDelArguments) error {
+func (h *Handlers) ObjectDel(ctx context.Context, a *api.ObjectDelArguments) error {
 	o, ok := h.objects[a.ID]
 	if !ok {
 		return qmp.Errorf("object '%s' not found", a.ID)
@@ -89,7 +116,11 @@ func (h *Handlers) ObjectDel(_ context.Context, a *api.ObjectDelArguments) error
 			return qmp.Errorf("Cannot delete throttle group '%s' with active references: node '%s' uses it", a.ID, n.Name())
 		}
 	}
-	h.doors.remove(a.ID)
-	delete(h.objects, a.ID)
-	return nil
+	h.forget(a.ID)
+	return h.note(ctx, func() {
+		h.objects[a.ID] = o
+		if rules, ok := o.rules(); ok {
+			h.doors.add(a.ID, rules)
+		}
+	})
 }

@@ -162,7 +162,7 @@ func (h *Handlers) QOMGet(_ context.Context, a *api.QOMGetArguments) (any, error
 }
 
 // QOMSet changes a property of an object.
-func (h *Handlers) QOMSet(_ context.Context, a *api.QOMSetArguments) error {
+func (h *Handlers) QOMSet(ctx context.Context, a *api.QOMSetArguments) error {
 	o, p, err := h.property(a.Path, a.Property)
 	if err != nil {
 		return err
@@ -170,5 +170,19 @@ func (h *Handlers) QOMSet(_ context.Context, a *api.QOMSetArguments) error {
 	if p.set == nil {
 		return qmp.Errorf("Property '%s.%s' is not writable", o.kind, a.Property)
 	}
-	return p.set(o, a.Value)
+	undo := o.keep()
+	if err := p.set(o, a.Value); err != nil {
+		return err
+	}
+	return h.note(ctx, undo)
+}
+
+// keep returns what brings the properties of an object back that can be set.
+func (o object) keep() (undo func()) {
+	if o.group != nil {
+		was := o.group.Limits()
+		return func() { _ = o.group.SetLimits(was) } // they were good before
+	}
+	was := *o.iothread
+	return func() { *o.iothread = was }
 }

@@ -15,7 +15,7 @@ import (
 // BlockdevReopen changes options of nodes while they are in use: of all or of none.
 func (h *Handlers) BlockdevReopen(ctx context.Context, a *api.BlockdevReopenArguments) error {
 	defer h.forgetClosed()
-	return h.graph.Change(ctx, func(tx *block.Tx) error {
+	return h.change(ctx, func(tx *block.Tx) error {
 		r := h.newReopening()
 		var nodes []*block.Node
 		for i := range a.Options {
@@ -129,7 +129,7 @@ func (r *reopening) plan(ctx context.Context, n *block.Node) error {
 	} else if string(o.Driver) != n.DriverName() {
 		return qmp.Errorf("Cannot change the option 'driver'")
 	}
-	becomes := &openedNode{options: o, parent: was.parent, role: was.role}
+	becomes := &openedNode{options: o, parent: was.parent, role: was.role, folder: was.folder}
 	var inherited *nodeOptions
 	switch {
 	case was.parent == nil || r.detached[n]:

@@ -18,12 +18,12 @@ import (
 
 // BlockdevSnapshot puts an overlay on a disk in use.
 func (h *Handlers) BlockdevSnapshot(ctx context.Context, a *api.BlockdevSnapshot) error {
-	return h.graph.Change(ctx, func(tx *block.Tx) error { return h.snapshot(ctx, tx, a) })
+	return h.change(ctx, func(tx *block.Tx) error { return h.snapshot(ctx, tx, a) })
 }
 
 // BlockdevSnapshotSync makes an overlay and puts it on a disk in use.
 func (h *Handlers) BlockdevSnapshotSync(ctx context.Context, a *api.BlockdevSnapshotSync) error {
-	return h.graph.Change(ctx, func(tx *block.Tx) error { return h.snapshotSync(ctx, tx, a) })
+	return h.change(ctx, func(tx *block.Tx) error { return h.snapshotSync(ctx, tx, a) })
 }
 
 func (h *Handlers) snapshot(ctx context.Context, tx *block.Tx, a *api.BlockdevSnapshot) error {
@@ -191,7 +191,7 @@ func backingName(n *block.Node) (name, format string, err error) {
 
 // ChangeBackingFile changes the name of the backing file that an image in a chain has in its header.
 func (h *Handlers) ChangeBackingFile(ctx context.Context, a *api.ChangeBackingFileArguments) error {
-	return h.graph.Change(ctx, func(tx *block.Tx) error {
+	return h.change(ctx, func(tx *block.Tx) error {
 		top, err := h.graph.Node(a.Device)
 		if err != nil {
 			return err

@@ -18,7 +18,7 @@ func (h *Handlers) Transaction(ctx context.Context, a *api.TransactionArguments)
 			return qmp.Errorf("Action '%s' does not support transaction property completion-mode = grouped", action.Type)
 		}
 	}
-	return h.graph.Change(ctx, func(tx *block.Tx) error {
+	return h.change(ctx, func(tx *block.Tx) error {
 		var nodes []*block.Node
 		for _, action := range a.Actions {
 			for _, name := range nodesOf(&action) {

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package state
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"hash/crc32"
+	"io"
+)
+
+const (
+	magic   = "blkmirror-state"
+	version = 1
+	// maxSize is how long a state may be, in bytes.
+	maxSize = 64 << 20
+	// maxBitmap is how long the bits of one bitmap may be, in bytes, in whole words.
+	maxBitmap = 256<<20 + 8
+)
+
+// State is what a restart brings back. Definitions are JSON objects as the commands and options take them.
+type State struct {
+	Objects []Item   `json:"objects,omitempty"`
+	Nodes   []Item   `json:"nodes,omitempty"`
+	Bitmaps []Bitmap `json:"bitmaps,omitempty"`
+	Server  *Item    `json:"nbd-server,omitempty"`
+	Exports []Item   `json:"exports,omitempty"`
+}
+
+// Item is one thing with a definition.
+type Item struct {
+	Definition json.RawMessage `json:"definition"`
+	// CommandLine is what the command line gave, for what it made and what was changed since; nil for everything else.
+	CommandLine json.RawMessage `json:"command-line,omitempty"`
+	// Size is the length of a node's disk in bytes, nil where it is not known to stay.
+	Size *int64 `json:"size,omitempty"`
+}
+
+// Bitmap is a dirty bitmap that no image keeps.
+type Bitmap struct {
+	Node        string    `json:"node"`
+	Name        string    `json:"name"`
+	Granularity int64     `json:"granularity"` // bytes
+	Recording   bool      `json:"recording"`
+	Contents    *Contents `json:"contents,omitempty"` // nil while the daemon runs, and so after a crash
+}
+
+// Contents is where the bits of a bitmap are: the first chunk is the lowest bit of the first byte.
+type Contents struct {
+	File   string `json:"file"`
+	Length int64  `json:"length"` // bytes
+	CRC32C uint32 `json:"crc32c"`
+	Disk   int64  `json:"disk"` // length of the disk in bytes
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// checksum is over everything in the file but itself.
+func checksum(sequence uint64, body []byte) uint32 {
+	crc := crc32.Checksum(fmt.Appendf(nil, "%s %d %d %d\n", magic, version, sequence, len(body)), castagnoli)
+	return crc32.Update(crc, castagnoli, body)
+}
+
+// encode is a state as a file has it: a line "MAGIC VERSION SEQUENCE LENGTH CRC32C" and a body of LENGTH bytes.
+func encode(sequence uint64, body []byte) []byte {
+	head := fmt.Appendf(nil, "%s %d %d %d %08x\n", magic, version, sequence, len(body), checksum(sequence, body))
+	return append(head, body...)
+}
+
+// decode is the way back. It takes only what encode makes.
+func decode(file []byte) (sequence uint64, body []byte, s *State, err error) {
+	head, body, found := bytes.Cut(file, []byte("\n"))
+	if !bytes.HasPrefix(head, []byte(magic+" ")) {
+		if len(file) == 0 {
+			return 0, nil, nil, fmt.Errorf("it is empty")
+		}
+		return 0, nil, nil, fmt.Errorf("it is no state of blkmirror: it does not begin with '%s'", magic)
+	}
+	var of, length uint64
+	var crc uint32
+	if _, err := fmt.Sscanf(string(head), magic+" %d", &of); err == nil && of != version {
+		return 0, nil, nil, fmt.Errorf("it has version %d, and this program knows version %d only", of, version)
+	}
+	if !found {
+		return 0, nil, nil, fmt.Errorf("it is cut off in its first line")
+	}
+	_, err = fmt.Sscanf(string(head), magic+" %d %d %d %x", &of, &sequence, &length, &crc)
+	if err != nil {
+		return 0, nil, nil, fmt.Errorf("its first line is damaged")
+	}
+	switch {
+	case length > uint64(len(body)):
+		return 0, nil, nil, fmt.Errorf("it is cut off: %d bytes of %d are there", len(body), length)
+	case length < uint64(len(body)):
+		return 0, nil, nil, fmt.Errorf("it is damaged: %d bytes follow its end", uint64(len(body))-length)
+	case !bytes.Equal(file, encode(sequence, body)):
+		return 0, nil, nil, fmt.Errorf("it is damaged: its CRC32C is %08x and should be %08x", checksum(sequence, body), crc)
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	s = new(State)
+	if err := d.Decode(s); err != nil {
+		return 0, nil, nil, fmt.Errorf("its document makes no sense: %w", err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return 0, nil, nil, fmt.Errorf("its document is followed by something else")
+	}
+	return sequence, body, s, nil
+}
