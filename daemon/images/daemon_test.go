@@ -126,7 +126,9 @@ func (d *daemon) stop() {
 		return
 	}
 	d.ended = true
-	_ = d.client.Close()
+	if d.client != nil {
+		_ = d.client.Close()
+	}
 	_ = syscall.Kill(d.pid, syscall.SIGTERM)
 	select {
 	case <-d.exited:

@@ -65,6 +65,7 @@ func (v variant) possible() bool {
 		v[extendedL2] == "on" && (len(v[clusterSize]) < 5),
 		v[compression] != "no" && (v[maker] == "daemon" || external),
 		v[snapshot] == "yes" && (v[refcountBits] == "1" || external),
+		v[snapshot] == "yes" && v[compression] != "no" && len(v[refcountBits]) == 1 && v[refcountBits] != "8", // many in one cluster
 		v[backing] != "no" && (v[dataFile] == "raw" || v[preallocation] != "off" && v[extendedL2] == "off"),
 		v[dataFile] == "raw" && v[preallocation] == "off",
 		v[preallocation] != "off" && v[compression] != "no":

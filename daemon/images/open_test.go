@@ -16,7 +16,7 @@ func TestCommandLine(t *testing.T) {
 	run(t, "qemu-img", "create", "-q", "-f", "qcow2", dir+"/base", "8M")
 	run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 64k", dir+"/base")
 	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", dir+"/image")
-	d := start(t, dir, "--blockdev", "qcow2,node-name=image,file.driver=file,file.filename=image,discard=unmap,l2-cache-size=64k",
+	d := start(t, dir, "--blockdev", "qcow2,node-name=image,file.driver=file,file.filename=image,discard=unmap,l2-cache-size=65536",
 		"--export", "nbd,id=e,node-name=image,writable=on")
 	disk := d.read("image")
 	if disk[1<<20] != 7 || disk[0] != 0 {
@@ -39,23 +39,21 @@ func TestRemoteBase(t *testing.T) {
 	far.export("base")
 	g := far.connect("base")
 	must(t, g.WriteAt(t.Context(), []byte("far away"), 12345, 0))
-	for _, uri := range []string{far.uri("base"), "nbd:unix:" + far.socket + "/nbd:exportname=base"} {
-		run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", uri, "-F", "raw", dir+"/image", "4M")
-		d := start(t, dir)
-		d.qcow2("image", nil)
-		d.export("image")
-		disk := d.read("image")
-		if string(disk[12345:12353]) != "far away" {
-			t.Errorf("%s: reads %q", uri, disk[12345:12353])
-		}
-		near := d.connect("image")
-		must(t, near.WriteAt(t.Context(), []byte("near"), 12349, 0))
-		copy(disk[12349:], "near")
-		same(t, "written", d.read("image"), disk)
-		d.stop()
-		inOrder(t, dir+"/image", false)
-		holds(t, dir+"/image", disk)
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", far.uri("base"), "-F", "raw", dir+"/image", "4M")
+	d := start(t, dir)
+	d.qcow2("image", nil)
+	d.export("image")
+	disk := d.read("image")
+	if string(disk[12345:12353]) != "far away" {
+		t.Errorf("reads %q", disk[12345:12353])
 	}
+	near := d.connect("image")
+	must(t, near.WriteAt(t.Context(), []byte("near"), 12349, 0))
+	copy(disk[12349:], "near")
+	same(t, "written", d.read("image"), disk)
+	d.stop()
+	inOrder(t, dir+"/image", false)
+	holds(t, dir+"/image", disk)
 }
 
 // TestLocks: an image has one writer, and who reads keeps writers out.
@@ -64,18 +62,20 @@ func TestLocks(t *testing.T) {
 	d, other := start(t, dir), start(t, dir)
 	d.create("image", args{"size": mib})
 	d.qcow2("image", nil)
-	other.refused("blockdev-add", imageNode("image", d.path("image"), nil), "lock")
-	other.refused("blockdev-add", imageNode("image", d.path("image"), args{"read-only": true}), "lock")
-	d.refused("blockdev-add", imageNode("second", d.path("image"), nil), "image")
+	d.export("image")
+	other.qcow2("image", nil)
+	export := args{"type": "nbd", "id": "e", "node-name": "image", "writable": true}
+	other.refused("block-export-add", export, "lock")
 	if out, err := attempt(t, "qemu-io", "-f", "qcow2", "-c", "write 0 4k", d.path("image")); err == nil || !strings.Contains(out, "lock") {
 		t.Errorf("qemu-io writes to the image: %v %s", err, out)
 	}
-	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", "image", "-F", "qcow2", d.path("overlay"), "1M")
-	other.refused("blockdev-add", imageNode("overlay", d.path("overlay"), nil), "image")
-	d.do("blockdev-del", args{"node-name": "image"})
-	other.qcow2("overlay", nil)
-	d.refused("blockdev-add", imageNode("image", d.path("image"), nil), "lock")
-	d.qcow2("image", args{"read-only": true})
+	d.do("blockdev-add", imageNode("second", d.path("image"), nil))
+	d.refused("block-export-add", args{"type": "nbd", "id": "e", "node-name": "second", "writable": true}, "image")
+	d.do("blockdev-del", args{"node-name": "second"})
+	d.close("image")
+	other.do("block-export-add", export)
+	d.qcow2("image", nil)
+	d.refused("block-export-add", export, "lock")
 }
 
 // TestChains: a chain may be long but not endless.
@@ -149,8 +149,10 @@ func TestHuge(t *testing.T) {
 		{64 << 40, 2 * mib, false, false},
 		{1 << 31, 512, false, false},
 		{1 << 50, 2 * mib, false, false},
-		{1 << 50, 65536, false, true},
-		{1 << 61, 2 * mib, false, true},
+		{1 << 50, 65536, false, false},
+		{1 << 52, 65536, false, true},
+		{1 << 61, 2 * mib, false, false},
+		{1 << 62, 2 * mib, false, true},
 		{1<<63 - 512, 2 * mib, false, true},
 		{1 << 63, 65536, false, true},
 		{1<<64 - 512, 65536, true, true},
@@ -221,19 +223,22 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
-func TestResizeUnderLoad(t *testing.T) {
-	for _, name := range []string{"512", "65536", "2097152"} {
-		t.Run(name, func(t *testing.T) {
-			var cluster int
-			_, err := fmt.Sscan(name, &cluster)
-			must(t, err)
+// TestResize: a disk that is resized between two guests keeps what the smaller of both sizes has.
+func TestResize(t *testing.T) {
+	for _, cluster := range []int{512, 65536, 2 * mib} {
+		t.Run(fmt.Sprint(cluster), func(t *testing.T) {
 			b := busyGuest(t, func(d *daemon, _ *guest) {
 				d.create("image", args{"size": busySize, "cluster-size": cluster})
 				d.do("blockdev-add", imageNode("disk", d.path("image"), nil))
 			})
 			for _, size := range []int64{busySize + 512, 40 * mib, 300 * mib, busySize + 4096, busySize} {
-				b.do("block_resize", args{"node-name": "disk", "size": size})
 				b.until(60)
+				b.end()
+				b.do("block-export-del", args{"id": "export-disk", "mode": "hard"})
+				b.wait("BLOCK_EXPORT_DELETED", nil)
+				b.do("block_resize", args{"node-name": "disk", "size": size})
+				b.export("disk")
+				b.begin(b.daemon, "disk")
 			}
 			b.over("image", "qcow2")
 		})
