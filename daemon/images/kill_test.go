@@ -14,14 +14,18 @@ func TestKill(t *testing.T) {
 	if interop() {
 		rounds = 10
 	}
-	for _, options := range []args{
+	kinds := []args{
 		{},
 		{"cluster-size": 512},
 		{"lazy-refcounts": true, "cluster-size": 4096},
 		{"extended-l2": true, "refcount-bits": 64},
 		{"version": "v2", "cluster-size": 2048},
 		{"data-file": true, "cluster-size": 4096},
-	} {
+	}
+	if !interop() {
+		kinds = kinds[:3]
+	}
+	for _, options := range kinds {
 		t.Run(fmt.Sprint(options), func(t *testing.T) {
 			random := dice(t)
 			dir := folder(t)
