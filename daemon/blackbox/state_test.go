@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // survivor starts a daemon on a folder whose state survives.
@@ -27,7 +29,7 @@ func survivor(t testing.TB, dir string, options ...string) *daemon {
 func (d *daemon) crash() {
 	d.t.Helper()
 	_ = d.client.Close()
-	must(d.t, syscall.Kill(d.pid, syscall.SIGKILL))
+	_ = syscall.Kill(d.pid, syscall.SIGKILL) // unless it is dead
 	<-d.exited
 	d.status = 0 // as told
 }
@@ -394,5 +396,86 @@ func TestStateGuestsWait(t *testing.T) {
 		if !bytes.Equal(got, data) {
 			t.Error("the write is not there")
 		}
+	}
+}
+
+// So does QEMU's client.
+func TestStateQEMUWaits(t *testing.T) {
+	d := survivor(t, folder(t))
+	image(t, d.path("a.img"), 4<<20, 0)
+	d.do("blockdev-add", args{"driver": "file", "node-name": "a", "filename": d.path("a.img")})
+	d.serve()
+	d.export("a")
+	cmd := exec.CommandContext(t.Context(), "qemu-io", "--image-opts",
+		"driver=nbd,export=a,reconnect-delay=60,server.type=unix,server.path="+d.path("nbd"))
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	var out output
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Skipf("no qemu-io: %v", err)
+	}
+	say := func(command, answer string, count int) {
+		t.Helper()
+		_, err := fmt.Fprintln(in, command)
+		must(t, err)
+		eventually(t, answer+" in "+out.String(), func() bool { return strings.Count(out.String(), answer) == count })
+	}
+	say("write -P 7 0 64k", "wrote 65536/65536", 1)
+	d.crash()
+	_, err = fmt.Fprintln(in, "write -P 8 64k 64k") // it waits
+	must(t, err)
+	d = survivor(t, d.dir)
+	say("read -P 7 0 64k", "read 65536/65536", 1)
+	say("read -P 8 64k 64k", "read 65536/65536", 2)
+	must(t, in.Close())
+	must(t, cmd.Wait())
+	if text := out.String(); strings.Contains(text, "error") || strings.Contains(text, "failed") || strings.Count(text, "wrote") != 2 {
+		t.Errorf("qemu-io says %s", text)
+	}
+}
+
+// Whenever the daemon is killed, what it answered is there, and nothing else but what was asked last.
+func TestStateKilledAnytime(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	d := survivor(t, folder(t))
+	nodes := map[string]bool{}
+	for round := range 15 {
+		kill := time.AfterFunc(time.Duration(random.IntN(30))*time.Millisecond, func() { _ = syscall.Kill(d.pid, syscall.SIGKILL) })
+		last := ""
+		for {
+			last = fmt.Sprint("n", random.IntN(20))
+			var err error
+			if nodes[last] {
+				err = d.try("blockdev-del", args{"node-name": last})
+			} else {
+				err = d.try("blockdev-add", args{"driver": "null-co", "node-name": last})
+			}
+			if err != nil {
+				break // it is dead
+			}
+			nodes[last] = !nodes[last]
+		}
+		if kill.Stop() {
+			t.Fatalf("a command for node %s failed", last)
+		}
+		d.crash()
+		d = survivor(t, d.dir)
+		var list []struct {
+			Name string `json:"node-name"`
+		}
+		must(t, d.query("query-named-block-nodes", nil, &list))
+		found := map[string]bool{}
+		for _, n := range list {
+			found[n.Name] = true
+		}
+		for i := range 20 {
+			if name := fmt.Sprint("n", i); found[name] != nodes[name] && name != last {
+				t.Fatalf("round %d: node %s: %v, but the answers say %v", round, name, found[name], nodes[name])
+			}
+		}
+		nodes = found
 	}
 }

@@ -81,10 +81,16 @@ func (h *Handlers) note(ctx context.Context, undo func()) error {
 	if !h.kept.on {
 		return nil
 	}
-	return h.change(ctx, func(tx *block.Tx) error {
+	begun := false
+	err := h.change(ctx, func(tx *block.Tx) error {
+		begun = true
 		tx.OnRollBack(undo)
 		return nil
 	})
+	if err != nil && !begun {
+		undo()
+	}
+	return err
 }
 
 // record writes a picture of everything. The change that tx makes holds only if it could be written.
