@@ -10,7 +10,7 @@
 //	                            image
 //
 // The options of images are a table of dimensions (matrix_test.go). `make test` covers every pair of the more telling values;
-// `make interop` sets BLKMIRROR_INTEROP, which covers every pair of all of them, several times over. PEER_ROOT names the root of a
+// `make interop` sets BLKMIRROR_INTEROP, which covers every pair of all of them, twice. PEER_ROOT names the root of a
 // system with newer programs, which shares the folder of temporary files with this one; its qemu-img is one more dimension then.
 //
 // The guest (guest_test.go) knows for each sector which contents it may have: all since the last flush after a kill, and the

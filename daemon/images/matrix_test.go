@@ -139,7 +139,7 @@ func pairwise(random *rand.Rand, all []dimension) (list []variant) {
 // TestMatrix: images with all kinds of options are read, written and left in order.
 func TestMatrix(t *testing.T) {
 	random := dice(t)
-	all, rounds := dimensions(), 3
+	all, rounds := dimensions(), 2
 	if !interop() {
 		rounds = 1
 		for i := range all {
