@@ -65,6 +65,10 @@ lint: ## gofmt, go vet, staticcheck; govulncheck too where it is installed
 	$(GO) tool staticcheck -checks $(checks) ./...
 	@if command -v govulncheck >/dev/null; then govulncheck ./... || echo "govulncheck: see above (no part of the result)"; fi
 
+.PHONY: vulncheck
+vulncheck: ## look for known weaknesses in what the programs use (pinned govulncheck; says so where its database is out of reach)
+	@.ci/vulncheck
+
 .PHONY: conformance
 conformance: ## run the recorded scenarios alone
 	$(test_run) ./daemon/conformance -run TestScenarios
