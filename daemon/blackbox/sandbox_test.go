@@ -3,6 +3,7 @@
 package blackbox
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -126,4 +127,29 @@ func TestSandboxOfTCP(t *testing.T) {
 	d.do("nbd-server-stop", nil)
 	d.refused("nbd-server-start", args{"addr": args{"type": "inet", "data": args{"host": "127.0.0.1", "port": "0"}}}, "sandbox")
 	d.do("nbd-server-start", args{"addr": args{"type": "inet", "data": args{"host": "127.0.0.1", "port": port}}})
+}
+
+// A kernel without Landlock is an error, unless the operator says that it need not be.
+func TestSandboxWithoutKernel(t *testing.T) {
+	needRoot(t)
+	strace, inside := tool(t, "strace"), folder(t)
+	run := func(options ...string) (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		text, err := exec.CommandContext(ctx, strace, append([]string{"-f", "-qq", "-o", "/dev/null", "-e", "trace=landlock_create_ruleset",
+			"-e", "inject=landlock_create_ruleset:error=ENOSYS", program, "--sandbox", inside}, options...)...).CombinedOutput()
+		if strings.Contains(string(text), "invalid system call") {
+			t.Skipf("this strace does not know Landlock: %s", text)
+		}
+		return string(text), err
+	}
+	text, err := run("--qmp", inside+"/qmp")
+	if err == nil || !strings.Contains(text, "no Landlock") || !strings.Contains(text, "--sandbox-best-effort") {
+		t.Errorf("%v: %s", err, text)
+	}
+	// This one goes as far as to the option that is wrong.
+	text, err = run("--sandbox-best-effort", "--blockdev", "file,node-name=n,filename="+inside+"/none")
+	if err == nil || !strings.Contains(text, "cannot confine") || !strings.Contains(text, "/none': No such file") {
+		t.Errorf("%v: %s", err, text)
+	}
 }

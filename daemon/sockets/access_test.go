@@ -98,8 +98,13 @@ func TestGuard(t *testing.T) {
 		}
 		_ = conn.Close()
 		if !c.in {
-			if err := <-refused; !strings.Contains(err.Error(), "takes clients of users") {
-				t.Error(err)
+			select {
+			case err := <-refused:
+				if !strings.Contains(err.Error(), "takes clients of users") {
+					t.Error(err)
+				}
+			case <-accepted:
+				t.Fatalf("%v: it was let in", c)
 			}
 		}
 		_ = l.Close()
