@@ -89,6 +89,7 @@ func (tx *Tx) AddNode(c NodeConfig) (*Node, error) {
 	for _, e := range n.edges() {
 		tx.link(e)
 	}
+	tx.touch(n) // a format may need something of its file before anybody uses it
 	return n, nil
 }
 

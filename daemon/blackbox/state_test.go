@@ -248,6 +248,31 @@ func TestStatePivot(t *testing.T) {
 	}
 }
 
+// What guests write after an active commit is on the disk that comes back.
+func TestStateActiveCommit(t *testing.T) {
+	d := survivor(t, folder(t))
+	image(t, d.path("src.img"), 4<<20, 0)
+	d.do("blockdev-add", args{"driver": "raw", "node-name": "src", "file": args{"driver": "file", "filename": d.path("src.img")}})
+	d.serve()
+	d.do("block-export-add", args{"type": "nbd", "id": "e", "node-name": "src", "writable": true})
+	d.do("blockdev-snapshot-sync", args{"node-name": "src", "snapshot-node-name": "over", "snapshot-file": d.path("over.img")})
+	data := bytes.Repeat([]byte{0xab}, 8192)
+	must(t, d.guest("src").WriteAt(t.Context(), data[:4096], 8192, 0))
+	d.do("block-commit", args{"job-id": "m", "device": "over"})
+	d.wait("BLOCK_JOB_READY", nil)
+	d.do("job-complete", args{"id": "m"})
+	d.wait("BLOCK_JOB_COMPLETED", nil)
+	must(t, d.guest("src").WriteAt(t.Context(), data[4096:], 12288, 0))
+	d.crash() // no command came since
+
+	d = survivor(t, d.dir)
+	got := make([]byte, len(data))
+	must(t, d.guest("src").ReadAt(t.Context(), got, 8192))
+	if !bytes.Equal(got, data) {
+		t.Error("the export shows the old disk")
+	}
+}
+
 // What cannot be recorded is not done.
 func TestStateCannotBeRecorded(t *testing.T) {
 	d := survivor(t, folder(t))

@@ -174,6 +174,9 @@ func TestProbedFormats(t *testing.T) {
 		if image := nodes(t, h)["s"].Image.BackingImage; image == nil || image.Format != want {
 			t.Errorf("%s was opened as %+v", name, image)
 		}
+		if err := do("blockdev-del", `{"node-name": "s"}`); err != nil { // lets go of the image's locks
+			t.Fatal(err)
+		}
 	}
 }
 

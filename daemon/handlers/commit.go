@@ -29,6 +29,9 @@ func (h *Handlers) BlockCommit(ctx context.Context, a *api.BlockCommitArguments)
 	if o.Base, err = h.layer(o.Device, "base", a.BaseNode, a.Base); err != nil {
 		return err
 	}
+	o.OnPivot = func(from, to *block.Node) func(context.Context, *block.Tx) error {
+		return h.recordPivot(&pivot{from: from, to: to})
+	}
 	_, err = commit.Start(ctx, h.graph, h.jobs, o, after(ctx))
 	return err
 }

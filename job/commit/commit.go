@@ -26,6 +26,8 @@ type Options struct {
 	AutoFinalize bool
 	AutoDismiss  bool
 	Reopen       chain.Reopen // makes Base writable, and the image whose backing file changes
+	// OnPivot makes what is called before the users of the active layer are given Base, see mirror.Options.OnPivot; may be nil.
+	OnPivot func(from, to *block.Node) func(context.Context, *block.Tx) error
 }
 
 // Start starts the job.
@@ -48,6 +50,9 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, o Option
 			keep = m.Target // guests write to it from now on
 		}
 		return writable.Close(context.Background(), keep)
+	}
+	if top == 0 && o.OnPivot != nil {
+		m.OnPivot = o.OnPivot(m.Source, m.Target)
 	}
 	if top > 0 {
 		overlay := nodes[top-1]
