@@ -50,7 +50,7 @@ interop: ## run the tests that need virtual machines or take minutes; installs m
 
 .PHONY: race
 race: ## run all tests but those of the built binaries under the race detector
-	$(test_run) -race $$($(GO) list ./... | grep -Ev '/daemon/(blackbox|hosts)$$')
+	$(test_run) -race $$($(GO) list ./... | grep -Ev '/daemon/(blackbox|guest|hosts|images)$$')
 
 .PHONY: invariants
 invariants: ## run the tests of block layer and jobs with all invariants checked at every step
