@@ -39,7 +39,7 @@ type image struct {
 // edge makes an edge to a node for the length of the test.
 func edge(t testing.TB, g *block.Graph, n *block.Node) *block.Edge {
 	t.Helper()
-	b := blocktest.Attach(t, g, n, "test", block.PermAll, block.PermAll)
+	b := blocktest.Attach(t, g, n, "test", 0, block.PermAll)
 	return &b.Edge
 }
 
@@ -52,7 +52,7 @@ func newImage(t testing.TB, c CreateOptions, o Options, backing *block.Node) *im
 	if c.DataFileName != "" {
 		i.dataMem = blocktest.NewMem(blocktest.MemOptions{})
 		i.data = blocktest.NewNode(t, i.g, "data", i.dataMem, block.Options{Discard: true})
-		b := blocktest.Attach(t, i.g, i.data, "create", block.PermAll, block.PermAll)
+		b := blocktest.Attach(t, i.g, i.data, "create", 0, block.PermAll)
 		defer blocktest.Detach(t, i.g, b)
 		data = &b.Edge
 	}
