@@ -450,7 +450,7 @@ func TestStateQEMUWaits(t *testing.T) {
 	d.crash()
 	_, err = fmt.Fprintln(in, "write -P 8 64k 64k") // it waits
 	must(t, err)
-	d = survivor(t, d.dir)
+	survivor(t, d.dir)
 	say("read -P 7 0 64k", "read 65536/65536", 1)
 	say("read -P 8 64k 64k", "read 65536/65536", 2)
 	must(t, in.Close())
