@@ -73,6 +73,7 @@ type schedule struct {
 	audit *rand.Rand
 
 	guests  sync.WaitGroup
+	door    sync.Mutex  // of guests, who come while stop is unset
 	stop    atomic.Bool // guests end
 	faulty  bool        // faults are injected
 	lossy   bool
@@ -191,11 +192,9 @@ func (s *schedule) problem(format string, args ...any) {
 
 // ---- Guests
 
-// startGuest runs a guest for some requests.
+// startGuest runs a guest for some requests; one that comes when all were told to end leaves at once.
 func (s *schedule) startGuest(n int, r *rand.Rand, b *block.Backend, detach bool) {
-	s.guests.Add(1)
-	go func() {
-		defer s.guests.Done()
+	run := func() {
 		think := one(r, 0, time.Millisecond, 10*time.Millisecond, 50*time.Millisecond)
 		for i := 0; i < n && !s.stop.Load() && !s.t.Failed(); i++ {
 			s.request(r, b)
@@ -207,7 +206,23 @@ func (s *schedule) startGuest(n int, r *rand.Rand, b *block.Backend, detach bool
 				return nil
 			}))
 		}
-	}()
+	}
+	s.door.Lock()
+	late := s.stop.Load()
+	if !late {
+		s.guests.Go(run)
+	}
+	s.door.Unlock()
+	if late {
+		run()
+	}
+}
+
+func (s *schedule) stopGuests() {
+	s.door.Lock()
+	s.stop.Store(true)
+	s.door.Unlock()
+	s.guests.Wait()
 }
 
 // where picks a range of any alignment.
@@ -306,8 +321,7 @@ func (s *schedule) run() {
 		}
 		s.mirror(r, i, n == 0)
 	}
-	s.stop.Store(true)
-	s.guests.Wait()
+	s.stopGuests()
 	s.source.heal()
 	s.target.heal()
 	s.mend()
@@ -766,8 +780,7 @@ func (a *actors) finish(r *rand.Rand) {
 
 // isQuiet looks at a ready job that nobody disturbs: it must come to rest. It says whether it could look.
 func (a *actors) isQuiet(r *rand.Rand) bool {
-	a.stop.Store(true)
-	a.guests.Wait()
+	a.stopGuests()
 	a.calm.Store(true)
 	defer a.calm.Store(false)
 	time.Sleep(20 * time.Second) // who acts already comes to an end
