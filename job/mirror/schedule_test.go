@@ -912,7 +912,7 @@ func (a *auditor) look() {
 	a.total.audits.Add(1)
 	suspect := func(c int64) bool { return p.suspects != nil && p.suspects.Test(c) }
 	for _, x := range late {
-		for c := x.call.Off / g; c*g < x.call.Off+x.call.Len; c++ {
+		for c := x.call.Off / g; c < chunks && c*g < x.call.Off+x.call.Len; c++ { // padding may go beyond the end
 			if !busy[c] && !p.dirty(c) && !suspect(c) {
 				a.problem("I9: %v may still be carried out, but nobody suspects chunk %d; %+v", x.call, c, a.o)
 				return
