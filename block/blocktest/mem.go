@@ -32,6 +32,7 @@ type MemOptions struct {
 	SlowZeroes  bool // writes of zeroes are not supported with NoFallback
 	NoDiscard   bool // discards are not supported
 	NoStatus    bool // everything is data
+	CopyRange   bool // ranges can be copied from other disks in memory
 
 	// StatusMost bounds the extents of block status, 0 for no bound.
 	StatusMost int64

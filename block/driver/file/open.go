@@ -64,6 +64,8 @@ type File struct {
 	// What the kernel turned out not to do for this image.
 	noPunch, noZeroRange, noAllocate, noSeek, noMap, noZeroOut, noDiscard atomic.Bool
 
+	noClone, noCopy atomic.Pointer[File] // the image that the kernel does not clone from, or copy from, into this one
+
 	flushError atomic.Pointer[error] // of a flush that lost pages
 
 	extent dataExtent

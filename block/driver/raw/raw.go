@@ -100,6 +100,9 @@ func (r *Raw) Space(ctx context.Context, off, n int64) (length int64, taken bool
 	return r.file.Space(ctx, r.offset+off, n)
 }
 
+// Mapped is where the node below has an offset of the window.
+func (r *Raw) Mapped(off int64) (child *block.Edge, at int64) { return r.file, r.offset + off }
+
 // Resize changes the length of the node below. A window with a size of its own keeps it.
 func (r *Raw) Resize(ctx context.Context, size int64) error {
 	switch {
@@ -133,5 +136,6 @@ var (
 	_ block.StatusReporter = (*Raw)(nil)
 	_ block.Resizer        = (*Raw)(nil)
 	_ block.SpaceReporter  = (*Raw)(nil)
+	_ block.RangeMapper    = (*Raw)(nil)
 	_ block.Limiter        = (*Raw)(nil)
 )
