@@ -4,6 +4,7 @@ package qcow2
 
 import (
 	"context"
+	"slices"
 
 	"github.com/blkmirror/blkmirror/block"
 )
@@ -115,22 +116,31 @@ func (r *refcounts) addBlockLocked(index int, off int64, b *refBlock) {
 	r.d.meta.add(off)
 }
 
-// areaLocked takes n clusters in a row behind everything that was ever in use. The refcount blocks that are missing there lie
-// before them.
-func (r *refcounts) areaLocked(ctx context.Context, n int64) (off int64, err error) {
-	start := r.top
-	for c := start; c < start+n+1; c++ { // refcounts may speak of clusters behind the end of the file
+// taken are clusters that areaLocked took, and the refcount blocks that it made for them.
+type taken struct {
+	start, end int64
+	blocks     []int
+}
+
+// areaLocked takes n clusters in a row, the last ones of what it takes, behind everything that was ever in use. The refcount blocks
+// that are missing there lie before them. After an error nothing is taken.
+func (r *refcounts) areaLocked(ctx context.Context, n int64) (t taken, err error) {
+	t.start = r.top
+	for c := t.start; c < t.start+n+1; c++ { // refcounts may speak of clusters behind the end of the file
 		v, err := r.getLocked(ctx, c)
+		if err == nil {
+			err = ctx.Err() // a hostile image counts for long
+		}
 		if err != nil {
-			return 0, err
+			return t, err
 		}
 		if v != 0 {
-			start = c + 1
+			t.start = c + 1
 		}
 	}
 	blocks := int64(0)
 	missing := func(end int64) (count int64) {
-		for index := start / r.perBlock; index*r.perBlock < end; index++ {
+		for index := t.start / r.perBlock; index*r.perBlock < end; index++ {
 			if index >= int64(len(r.table)) || r.table[index]&^511 == 0 {
 				count++
 			}
@@ -138,41 +148,65 @@ func (r *refcounts) areaLocked(ctx context.Context, n int64) (off int64, err err
 		return count
 	}
 	for {
-		needed := missing(start + blocks + n)
+		needed := missing(t.start + blocks + n)
 		if needed == blocks {
 			break
 		}
 		blocks = needed
 	}
-	end := start + blocks + n
-	if end > int64(len(r.table))*r.perBlock {
-		return 0, errTableFull
+	t.end = t.start + blocks + n
+	if t.end > int64(len(r.table))*r.perBlock {
+		return t, errTableFull
 	}
-	if err := r.d.checkOverlap(start<<r.d.clusterBits, (end-start)<<r.d.clusterBits); err != nil {
-		return 0, err
+	if err := r.d.checkOverlap(t.start<<r.d.clusterBits, (t.end-t.start)<<r.d.clusterBits); err != nil {
+		return t, err
 	}
-	if err := r.coverLocked(ctx, end<<r.d.clusterBits); err != nil {
-		return 0, err
+	if err := r.coverLocked(ctx, t.end<<r.d.clusterBits); err != nil {
+		return t, err
 	}
-	next := start
-	for index := start / r.perBlock; index*r.perBlock < end; index++ {
+	next := t.start
+	for index := t.start / r.perBlock; index*r.perBlock < t.end; index++ {
 		if r.table[index]&^511 != 0 {
 			continue
 		}
 		b, err := r.roomLocked(ctx)
 		if err != nil {
-			return 0, err
+			r.untakeLocked(ctx, t)
+			return t, err
 		}
 		r.addBlockLocked(int(index), next<<r.d.clusterBits, b)
+		t.blocks = append(t.blocks, int(index))
 		next++
 	}
-	for c := start; c < end; c++ {
+	for c := t.start; c < t.end; c++ {
 		if err := r.setLocked(ctx, c, 1); err != nil {
-			return 0, err
+			r.untakeLocked(ctx, t)
+			return t, err
 		}
 	}
-	r.top = end
-	return (start + blocks) << r.d.clusterBits, nil
+	r.top = t.end
+	return t, nil
+}
+
+// untakeLocked gives back what areaLocked took, to which nothing leads. What cannot be is leaked.
+func (r *refcounts) untakeLocked(ctx context.Context, t taken) {
+	for _, index := range t.blocks {
+		r.d.meta.remove(int64(r.table[index] &^ 511))
+		if b := r.blocks[index]; b != nil && b.dirty {
+			r.dirty--
+		}
+		delete(r.blocks, index)
+		r.table[index] = 0
+		r.newBlocks = slices.DeleteFunc(r.newBlocks, func(other int) bool { return other == index })
+	}
+	for c := t.start; c < t.end; c++ {
+		if b, err := r.blockLocked(ctx, int(c/r.perBlock)); err == nil && b != nil {
+			r.setValue(b.data, c%r.perBlock, 0)
+			r.markLocked(b)
+		}
+	}
+	r.top = min(r.top, t.start)
+	r.fresh = max(r.fresh, t.end<<r.d.clusterBits) // something may have been written there
 }
 
 var errTableFull = noSpace("The refcount table is full")
@@ -182,9 +216,12 @@ func (r *refcounts) allocArea(ctx context.Context, n int64) (off int64, err erro
 	r.Lock()
 	defer r.Unlock()
 	for {
-		off, err = r.areaLocked(ctx, n>>r.d.clusterBits)
+		t, err := r.areaLocked(ctx, n>>r.d.clusterBits)
+		if err == nil {
+			return t.end<<r.d.clusterBits - n, nil
+		}
 		if err != errTableFull {
-			return off, err
+			return 0, err
 		}
 		if err := r.growTableLocked(ctx); err != nil {
 			return 0, err
@@ -196,11 +233,14 @@ func (r *refcounts) allocArea(ctx context.Context, n int64) (off int64, err erro
 // and the old one is free when the header is durable.
 func (r *refcounts) growTableLocked(ctx context.Context) error {
 	d := r.d
-	if err := d.mayWrite(); err != nil {
+	err := d.mayWrite()
+	if err == nil {
+		err = d.settleHeader(ctx) // the file must not lead to a table of a try before
+	}
+	if err != nil {
 		return err
 	}
 	oldTable, oldOff := r.table, r.tableOffset()
-	oldNew := append([]int(nil), r.newBlocks...)
 	bytes := d.up(int64(len(oldTable)) * 8 * 3 / 2)
 	bytes = max(bytes, d.up(int64(len(oldTable))*8+1))
 	for { // it must count for itself
@@ -214,27 +254,51 @@ func (r *refcounts) growTableLocked(ctx context.Context) error {
 		return noSpace("The image has reached the largest size that its refcount table allows")
 	}
 	r.table = append(make([]uint64, 0, bytes/8), oldTable...)[:bytes/8]
-	off, err := r.areaLocked(ctx, bytes>>d.clusterBits)
-	if err == nil {
-		err = r.switchTableLocked(ctx, off, bytes)
-	}
+	t, err := r.areaLocked(ctx, bytes>>d.clusterBits)
 	if err != nil {
-		for index := range r.blocks { // what the old table does not reach
-			if index >= len(oldTable) {
-				if r.blocks[index].dirty {
-					r.dirty--
-				}
-				delete(r.blocks, index)
-			}
-		}
-		r.table, r.newBlocks = oldTable, oldNew
+		r.table = oldTable
 		return err
 	}
+	off := t.end<<d.clusterBits - bytes
+	if err := r.writeTableTo(ctx, off, bytes); err != nil {
+		r.untakeLocked(ctx, t)
+		r.table = oldTable
+		return err
+	}
+	err = d.changeHeader(ctx, func(h *header) {
+		h.refTableOffset, h.refTableClusters = uint64(off), uint32(bytes>>d.clusterBits)
+	})
+	if err != nil { // the file may lead to the new table, so it keeps its place, and this one leads to the same blocks if it can
+		r.shortenLocked(oldTable, t)
+		return err
+	}
+	r.newBlocks = nil
 	d.meta.move(refTable, off, bytes)
-	return r.releaseLocked(ctx, []freeRange{{off: oldOff, n: d.up(int64(len(oldTable)) * 8)}})
+	rest, _ := r.releaseLocked(ctx, []freeRange{{oldOff, d.up(int64(len(oldTable)) * 8), freedOther}})
+	d.freeLater(rest)
+	return nil
 }
 
-func (r *refcounts) switchTableLocked(ctx context.Context, off, bytes int64) error {
+// shortenLocked goes back to a shorter table. Blocks that it does not reach count for clusters that nobody will get.
+func (r *refcounts) shortenLocked(table []uint64, t taken) {
+	reached := func(index int) bool { return index < len(table) }
+	for _, index := range t.blocks {
+		if reached(index) {
+			continue
+		}
+		r.d.meta.remove(int64(r.table[index] &^ 511))
+		if b := r.blocks[index]; b != nil && b.dirty {
+			r.dirty--
+		}
+		delete(r.blocks, index)
+	}
+	copy(table, r.table)
+	r.table = table
+	r.newBlocks = slices.DeleteFunc(r.newBlocks, func(index int) bool { return !reached(index) })
+}
+
+// writeTableTo makes the table durable at a place, with the blocks that it leads to.
+func (r *refcounts) writeTableTo(ctx context.Context, off, bytes int64) error {
 	for _, b := range r.blocks {
 		if err := r.writeLocked(ctx, b); err != nil {
 			return err
@@ -243,16 +307,7 @@ func (r *refcounts) switchTableLocked(ctx context.Context, off, bytes int64) err
 	if err := r.d.file.WriteAt(ctx, encodeTable(r.table, bytes), off, 0); err != nil {
 		return err
 	}
-	if err := r.d.file.Flush(ctx); err != nil {
-		return err
-	}
-	err := r.d.changeHeader(ctx, func(h *header) {
-		h.refTableOffset, h.refTableClusters = uint64(off), uint32(bytes>>r.d.clusterBits)
-	})
-	if err == nil {
-		r.newBlocks = nil
-	}
-	return err
+	return r.d.file.Flush(ctx)
 }
 
 // The file grows in steps of a sixteenth of its length within these bounds, because telling the file system is dear.

@@ -222,17 +222,14 @@ func (d *Disk) StoreBitmaps(ctx context.Context, list []block.StoredBitmap) erro
 	if err != nil {
 		// Nothing leads to them yet, or it is not known whether: then they stay, and are leaked at worst.
 		if d.file.Flush(ctx) == nil {
-			_ = d.refs.release(ctx, taken)
+			d.free(ctx, taken)
 		}
 		return err
 	}
 	d.info.Store(&info)
 	d.bitmapsInUse.Store(false)
-	last, err := d.refs.lower(ctx, old)
-	if err != nil {
-		return err
-	}
-	return d.refs.release(ctx, last)
+	d.freeLater(old)
+	return nil
 }
 
 // writeBitmaps writes the bits and the tables. Bitmaps that are inconsistent stay where they are.
@@ -357,18 +354,7 @@ func (d *Disk) changeExtension(ctx context.Context, kind uint32, data []byte) er
 	h := d.header.header
 	h.extensions = slices.Clone(h.extensions)
 	h.setExtension(kind, data)
-	b, err := h.encode()
-	if err != nil {
-		return err
-	}
-	if err := d.file.WriteAt(ctx, append(b, make([]byte, d.cluster-int64(len(b)))...), 0, 0); err != nil {
-		return err
-	}
-	if err := d.file.Flush(ctx); err != nil {
-		return err
-	}
-	d.header.header = h
-	return nil
+	return d.writeHeaderLocked(ctx, h, true)
 }
 
 // bitmapRanges are the clusters of the stored bitmaps and of their directory, but for those of bitmaps that stay.

@@ -30,6 +30,7 @@ type commits struct {
 
 	unreferenced []freeRange // no longer referred to in the file; requests may still be using them
 	aging        []freeRange // the same, and every request that began since does not know them
+	last         []freeRange // the same, but their refcount, which is one
 }
 
 // part is a copy of what was dirty of a slice.
@@ -72,7 +73,8 @@ func (d *Disk) sync(ctx context.Context) error {
 	if err := d.commit(ctx, !d.options.lazy); err != nil {
 		return err
 	}
-	return d.reclaim(ctx)
+	_ = d.reclaim(ctx) // everything is durable; what was not freed waits for the next commit, and Settle tells of it
+	return nil
 }
 
 // commit writes what is dirty and flushes. counts says whether refcounts are written too: with lazy refcounts the image is marked
@@ -84,6 +86,9 @@ func (d *Disk) commit(ctx context.Context, counts bool) error {
 			return d.mayWrite()
 		}
 		return d.flushAll(ctx)
+	}
+	if err := d.settleHeader(ctx); err != nil {
+		return err
 	}
 	w := d.takeDirty()
 	err := d.write123(ctx, counts)
@@ -237,7 +242,7 @@ func (d *Disk) Settle(ctx context.Context) error {
 		if err := d.reclaim(ctx); err != nil {
 			return err
 		}
-		if !d.refs.pending() && len(c.unreferenced) == 0 && len(c.aging) == 0 {
+		if !d.refs.pending() && !c.waiting() && !d.dirty() {
 			break
 		}
 	}
@@ -279,10 +284,10 @@ func (d *Disk) restless() bool {
 	}
 	c := &d.commits
 	c.Lock()
-	freed := len(c.aging) > 0 || len(c.unreferenced) > 0
+	freed := c.waiting()
 	c.Unlock()
 	d.header.Lock()
-	marked := d.header.incompatible&incompatDirty != 0
+	marked := d.header.incompatible&incompatDirty != 0 || d.header.doubt != sure
 	d.header.Unlock()
 	return freed || marked || d.dirty() || d.refs.pending()
 }

@@ -38,6 +38,7 @@ type Disk struct {
 	header struct {
 		sync.Mutex // held while the header is written: a change is one with its write
 		header
+		doubt doubt
 	}
 	info atomic.Pointer[Info] // what the tables of snapshots and bitmaps said
 	// bitmapsInUse: the stored bitmaps are marked as in use, so the extension stays valid while the disk is written to.

@@ -15,15 +15,53 @@ func (d *Disk) changeHeader(ctx context.Context, change func(h *header)) error {
 	defer d.header.Unlock()
 	h := d.header.header
 	change(&h)
+	return d.writeHeaderLocked(ctx, h, false)
+}
+
+// doubt says which part of the header in the file is not known to be what it is in memory.
+type doubt uint8
+
+const (
+	sure doubt = iota
+	doubtFields
+	doubtAll
+)
+
+// writeHeaderLocked makes h the header, its fields only or with the extensions and the name of the backing file behind them. After
+// a failure the file may have either header: nothing must be given up that one of them leads to, and settleHeader decides.
+func (d *Disk) writeHeaderLocked(ctx context.Context, h header, whole bool) error {
+	whole = whole || d.header.doubt == doubtAll
 	b := h.encodeFixed()
-	if err := d.file.WriteAt(ctx, b, 0, 0); err != nil {
-		return err
+	if whole {
+		var err error
+		if b, err = h.encode(); err != nil {
+			return err
+		}
 	}
-	if err := d.file.Flush(ctx); err != nil {
-		return err
+	err := d.file.WriteAt(ctx, b, 0, 0)
+	if err == nil {
+		err = d.file.Flush(ctx)
 	}
-	d.header.header = h
-	return nil
+	switch {
+	case err == nil:
+		d.header.header, d.header.doubt = h, sure
+	case whole:
+		d.header.doubt = doubtAll
+	default:
+		d.header.doubt = doubtFields
+	}
+	return err
+}
+
+// settleHeader writes the header again if a change of it failed. Nothing gets into the tables of the file before: the file may lead
+// to others.
+func (d *Disk) settleHeader(ctx context.Context) error {
+	d.header.Lock()
+	defer d.header.Unlock()
+	if d.header.doubt == sure {
+		return nil
+	}
+	return d.writeHeaderLocked(ctx, d.header.header, false)
 }
 
 // prepare makes the image ready for writes: once, and again after it was brought to rest with a mark that must be set again.
@@ -38,6 +76,9 @@ func (d *Disk) prepare(ctx context.Context) error {
 	}
 	if d.options.readOnly {
 		return &block.Error{Kind: block.KindReadOnly, Op: block.OpGraph}
+	}
+	if err := d.settleHeader(ctx); err != nil {
+		return err
 	}
 	d.header.Lock()
 	h := d.header.header

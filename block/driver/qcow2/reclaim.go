@@ -61,32 +61,47 @@ func (d *Disk) freeEntryLocked(e *entry, w why) {
 	}
 }
 
+// free makes clusters free that have one reference in the refcounts and none anywhere else. What cannot be freed now is when it can,
+// with what lost its last reference in a commit.
+func (d *Disk) free(ctx context.Context, ranges []freeRange) {
+	rest, _ := d.refs.release(ctx, ranges)
+	d.freeLater(rest)
+}
+
+func (d *Disk) freeLater(ranges []freeRange) {
+	d.maps.Lock()
+	defer d.maps.Unlock()
+	for _, f := range ranges {
+		d.maps.freed.add(f.off, f.n, f.why)
+	}
+}
+
 // reclaim makes clusters free whose references are durably gone and that no request can be using any more. Only under the lock
-// of commits.
+// of commits. What failed is tried again with the next commit.
 func (d *Disk) reclaim(ctx context.Context) error {
 	c := &d.commits
 	for range 2 {
-		if len(c.aging) == 0 && len(c.unreferenced) == 0 {
+		if !c.waiting() {
 			return nil
 		}
-		if len(c.aging) > 0 {
-			if !d.epochs.past() {
-				return nil
+		if len(c.aging) > 0 && !d.epochs.past() {
+			return nil
+		}
+		last, rest, err := d.refs.lower(ctx, c.aging)
+		c.aging = within(rest)
+		for _, f := range last {
+			if f.why == freedRequest && d.options.discardRequest || f.why == freedOther && d.options.discardOther {
+				// Nobody reads there any more; what becomes of the request does not matter.
+				_ = d.file.Discard(ctx, f.off, min(f.n, max(d.file.Size()-f.off, 0)))
 			}
-			last, err := d.refs.lower(ctx, c.aging)
-			c.aging = nil // a part that failed is leaked at worst
-			if err != nil {
-				return err
-			}
-			for _, f := range last {
-				if f.why == freedRequest && d.options.discardRequest || f.why == freedOther && d.options.discardOther {
-					// Nobody reads there any more; what becomes of the request does not matter.
-					_ = d.file.Discard(ctx, f.off, min(f.n, max(d.file.Size()-f.off, 0)))
-				}
-			}
-			if err := d.refs.release(ctx, last); err != nil {
-				return err
-			}
+		}
+		c.last = append(c.last, last...)
+		if err == nil {
+			rest, err = d.refs.release(ctx, c.last)
+			c.last = within(rest)
+		}
+		if err != nil {
+			return err
 		}
 		if !d.epochs.turn() {
 			return nil
@@ -95,3 +110,11 @@ func (d *Disk) reclaim(ctx context.Context) error {
 	}
 	return nil
 }
+
+// waiting says whether something is to be freed.
+func (c *commits) waiting() bool {
+	return len(c.last) > 0 || len(c.aging) > 0 || len(c.unreferenced) > 0
+}
+
+// within bounds what waits because the refcounts cannot be read; what is more is leaked.
+func within(ranges []freeRange) []freeRange { return ranges[:min(len(ranges), 4*maxFreedRanges)] }

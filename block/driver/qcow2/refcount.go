@@ -136,6 +136,9 @@ func (r *refcounts) writeLocked(ctx context.Context, b *refBlock) error {
 	if !b.dirty {
 		return nil
 	}
+	if err := r.d.mayWrite(); err != nil {
+		return err
+	}
 	r.d.file.Event("refblock_update_part")
 	if err := r.d.file.WriteAt(ctx, b.data, int64(r.table[b.index]&^511), 0); err != nil {
 		return err
@@ -172,9 +175,6 @@ func (r *refcounts) setLocked(ctx context.Context, cluster int64, v uint64) erro
 	}
 	r.setValue(b.data, cluster%r.perBlock, v)
 	r.markLocked(b)
-	if v == 0 {
-		r.hint = min(r.hint, cluster)
-	}
 	return nil
 }
 
@@ -250,56 +250,68 @@ func (r *refcounts) pending() bool {
 }
 
 // lower takes away one reference to each cluster of the ranges. Clusters that nobody refers to any more are not free yet:
-// they are what it returns, for release.
-func (r *refcounts) lower(ctx context.Context, ranges []freeRange) (last []freeRange, err error) {
+// they are the last, for release. After an error, rest is what was not dealt with.
+func (r *refcounts) lower(ctx context.Context, ranges []freeRange) (last, rest []freeRange, err error) {
 	r.Lock()
 	defer r.Unlock()
-	for _, f := range ranges {
-		for off := f.off; off < f.off+f.n; off += r.d.cluster {
-			cluster := off >> r.d.clusterBits
-			v, err := r.getLocked(ctx, cluster)
-			switch {
-			case err != nil:
-				return last, err
-			case v == 0:
-				return last, r.d.corrupted(off, r.d.cluster, "the refcount of the cluster at %#x is too low", off)
-			case v == 1:
-				last = addRange(last, off, r.d.cluster, f.why)
-				continue
-			}
-			if err := r.setLocked(ctx, cluster, v-1); err != nil {
-				return last, err
-			}
+	rest, err = r.eachLocked(ctx, ranges, func(b *refBlock, cluster int64, v uint64, w why) error {
+		off := cluster << r.d.clusterBits
+		switch v {
+		case 0:
+			return r.d.corrupted(off, r.d.cluster, "the refcount of the cluster at %#x is too low", off)
+		case 1:
+			last = addRange(last, off, r.d.cluster, w)
+		default:
+			r.setValue(b.data, cluster%r.perBlock, v-1)
+			r.markLocked(b)
 		}
-	}
-	return last, nil
+		return nil
+	})
+	return last, rest, err
 }
 
-// release makes clusters with one reference free.
-func (r *refcounts) release(ctx context.Context, ranges []freeRange) error {
+// release makes clusters with one reference free. After an error, rest is what was not dealt with.
+func (r *refcounts) release(ctx context.Context, ranges []freeRange) (rest []freeRange, err error) {
 	r.Lock()
 	defer r.Unlock()
 	return r.releaseLocked(ctx, ranges)
 }
 
-func (r *refcounts) releaseLocked(ctx context.Context, ranges []freeRange) error {
-	for _, f := range ranges {
-		for off := f.off; off < f.off+f.n; off += r.d.cluster {
-			cluster := off >> r.d.clusterBits
-			v, err := r.getLocked(ctx, cluster)
+func (r *refcounts) releaseLocked(ctx context.Context, ranges []freeRange) (rest []freeRange, err error) {
+	return r.eachLocked(ctx, ranges, func(b *refBlock, cluster int64, v uint64, _ why) error {
+		off := cluster << r.d.clusterBits
+		if v != 1 {
+			return r.d.corrupted(off, r.d.cluster, "the refcount of the cluster at %#x is %d, not 1", off, v)
+		}
+		r.setValue(b.data, cluster%r.perBlock, 0)
+		r.markLocked(b)
+		r.hint = min(r.hint, cluster)
+		r.d.meta.remove(off)
+		return nil
+	})
+}
+
+// eachLocked calls f for each cluster of the ranges, with its refcount and the block where that stands, until there is an error.
+func (r *refcounts) eachLocked(ctx context.Context, ranges []freeRange, f func(b *refBlock, cluster int64, v uint64, w why) error) (
+	rest []freeRange, err error) {
+	for i, in := range ranges {
+		for done := int64(0); done < in.n; done += r.d.cluster {
+			cluster := (in.off + done) >> r.d.clusterBits
+			b, err := r.blockLocked(ctx, int(cluster/r.perBlock))
+			switch {
+			case err != nil:
+			case b == nil:
+				err = r.d.corrupted(cluster<<r.d.clusterBits, r.d.cluster, "cluster %d has no refcount", cluster)
+			default:
+				err = f(b, cluster, r.value(b.data, cluster%r.perBlock), in.why)
+			}
 			if err != nil {
-				return err
+				rest = append(rest, freeRange{in.off + done, in.n - done, in.why})
+				return append(rest, ranges[i+1:]...), err
 			}
-			if v != 1 {
-				return r.d.corrupted(off, r.d.cluster, "the refcount of the cluster at %#x is %d, not 1", off, v)
-			}
-			if err := r.setLocked(ctx, cluster, 0); err != nil {
-				return err
-			}
-			r.d.meta.remove(off)
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // noSpace is the error for a file that cannot grow.

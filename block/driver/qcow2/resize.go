@@ -117,16 +117,17 @@ func (d *Disk) growL1(ctx context.Context, needed int64) error {
 		err = d.commit(ctx, true)
 		d.commits.Unlock()
 	}
-	var oldOff int64
-	if err == nil {
-		err = d.changeHeader(ctx, func(h *header) {
-			oldOff = int64(h.l1Offset)
-			h.l1Offset, h.l1Size = uint64(off), uint32(needed)
-		})
-	}
 	if err != nil {
-		_ = d.refs.release(ctx, []freeRange{{off: off, n: bytes}}) // or it is leaked
+		d.free(ctx, []freeRange{{off, bytes, freedOther}})
 		return err
+	}
+	var oldOff int64
+	err = d.changeHeader(ctx, func(h *header) {
+		oldOff = int64(h.l1Offset)
+		h.l1Offset, h.l1Size = uint64(off), uint32(needed)
+	})
+	if err != nil {
+		return err // the file may lead to the new table, which is leaked at worst
 	}
 	d.maps.Lock()
 	d.maps.l1 = table
@@ -135,32 +136,30 @@ func (d *Disk) growL1(ctx context.Context, needed int64) error {
 	if entries == 0 {
 		return nil
 	}
-	return d.refs.release(ctx, []freeRange{{off: oldOff, n: d.up(entries * 8)}})
+	d.free(ctx, []freeRange{{oldOff, d.up(entries * 8), freedOther}})
+	return nil
 }
 
+// shrink frees what is behind the new end before the header says so: if something fails, the disk still has its length.
 func (d *Disk) shrink(ctx context.Context, old, size int64) error {
-	if err := d.sync(ctx); err != nil {
-		return err
-	}
-	if err := d.changeHeader(ctx, func(h *header) { h.size = uint64(size) }); err != nil {
-		return err
-	}
-	d.size.Store(size)
 	err := d.remap(ctx, d.up(size), d.up(old), true, func(_ uint32, e *entry) bool {
 		changes := *e != entry{host: none}
 		*e = entry{host: none}
 		return changes
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		err = d.sync(ctx)
 	}
-	if err := d.sync(ctx); err != nil {
-		return err
+	if err == nil && d.raw && size < d.data.Size() {
+		err = d.data.Resize(ctx, size)
 	}
-	if d.raw && size < d.data.Size() {
-		return d.data.Resize(ctx, size)
+	if err == nil {
+		err = d.changeHeader(ctx, func(h *header) { h.size = uint64(size) })
 	}
-	return nil
+	if err == nil {
+		d.size.Store(size)
+	}
+	return err
 }
 
 // ChangeBackingFile writes another name of the backing file, and its format, into the header; "" for none. The node is drained.
@@ -187,18 +186,7 @@ func (d *Disk) ChangeBackingFile(ctx context.Context, name, format string) error
 	if name != "" && format != "" {
 		h.setExtension(extBackingFormat, []byte(format))
 	}
-	b, err := h.encode()
-	if err != nil {
-		return err
-	}
-	if err := d.file.WriteAt(ctx, b, 0, 0); err != nil {
-		return err
-	}
-	if err := d.file.Flush(ctx); err != nil {
-		return err
-	}
-	d.header.header = h
-	return nil
+	return d.writeHeaderLocked(ctx, h, true)
 }
 
 var (

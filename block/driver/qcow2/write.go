@@ -184,7 +184,7 @@ func (d *Disk) place(ctx context.Context, x *extent) error {
 // giveBack frees clusters that nothing refers to.
 func (d *Disk) giveBack(ctx context.Context, x *extent) {
 	if x.own {
-		_ = d.refs.release(ctx, []freeRange{{off: x.host, n: x.clusters << d.clusterBits}}) // or they are leaked
+		d.free(ctx, []freeRange{{x.host, x.clusters << d.clusterBits, freedOther}})
 	}
 }
 
@@ -378,7 +378,7 @@ func (d *Disk) ownTable(ctx context.Context, guest int64) error {
 	}
 	d.file.Event("l2_alloc_write")
 	if err := d.newTable(ctx, old, p); err != nil {
-		_ = d.refs.release(ctx, []freeRange{{off: p.off, n: d.cluster}}) // or it is leaked
+		d.free(ctx, []freeRange{{p.off, d.cluster, freedOther}})
 		return err
 	}
 	d.meta.add(p.off)
