@@ -108,31 +108,31 @@ func TestBlackBox(t *testing.T) {
 		}
 	}
 	contains(h.run(0, "nodes"), exitOK, "64 MiB", h.source, h.target)
-	contains(h.run(0, "mirror", "a", "nowhere"), exitFailed, "nowhere")
+	contains(h.run(0, "mirror", "start", "a", "nowhere"), exitFailed, "nowhere")
 
 	// A mirror that takes its time: a watcher on one monitor, commands on
 	// the other.
-	contains(h.run(0, "mirror", "a", "b", "--job", "m", "--speed", "256K", "--buf-size", "64K"), exitOK, "job 'm' started")
-	watcher := h.command(1, "watch", "m")
+	contains(h.run(0, "mirror", "start", "a", "b", "--job", "m", "--speed", "256K", "--buf-size", "64K"), exitOK, "job 'm' started")
+	watcher := h.command(1, "mirror", "watch", "m")
 	output := &waitingWriter{want: "m: running", found: make(chan struct{})}
 	watcher.Stdout = output
 	if err := watcher.Start(); err != nil {
 		t.Fatal(err)
 	}
 	<-output.found
-	contains(h.run(0, "watch", "m", "--timeout", "300ms"), exitTimeout, "the job goes on")
-	contains(h.run(0, "pause", "m"), exitOK)
+	contains(h.run(0, "mirror", "watch", "m", "--timeout", "300ms"), exitTimeout, "the job goes on")
+	contains(h.run(0, "mirror", "pause", "m"), exitOK)
 	contains(h.run(0, "jobs"), exitOK, "paused")
-	contains(h.run(0, "resume", "m"), exitOK)
-	contains(h.run(0, "speed", "m", "512K"), exitOK, "512 KiB/s")
-	contains(h.run(0, "cancel", "m", "--wait"), exitOK, "job 'm' is cancelled")
+	contains(h.run(0, "mirror", "resume", "m"), exitOK)
+	contains(h.run(0, "mirror", "speed", "m", "512K"), exitOK, "512 KiB/s")
+	contains(h.run(0, "mirror", "cancel", "m", "--wait"), exitOK, "job 'm' is cancelled")
 	_ = watcher.Wait()
 	if status := watcher.ProcessState.ExitCode(); status != exitCancelled {
 		t.Errorf("the watcher's status is %d", status)
 	}
 
 	// SIGINT leaves the job running.
-	waiter := h.command(1, "mirror", "a", "b", "--job", "i", "--speed", "256K", "--wait")
+	waiter := h.command(1, "mirror", "start", "a", "b", "--job", "i", "--speed", "256K", "--wait")
 	output = &waitingWriter{want: "i: running", found: make(chan struct{})}
 	var stderr bytes.Buffer
 	waiter.Stdout, waiter.Stderr = output, &stderr
@@ -148,11 +148,11 @@ func TestBlackBox(t *testing.T) {
 		t.Errorf("after SIGINT: status %d, %s", status, stderr.String())
 	}
 	contains(h.run(0, "jobs"), exitOK, "running")
-	contains(h.run(0, "speed", "i", "0"), exitOK, "no limit")
-	contains(h.run(0, "cancel", "i", "--force", "--wait"), exitOK)
+	contains(h.run(0, "mirror", "speed", "i", "0"), exitOK, "no limit")
+	contains(h.run(0, "mirror", "cancel", "i", "--force", "--wait"), exitOK)
 
-	contains(h.run(0, "mirror", "a", "b", "--complete"), exitOK, "job 'mirror-a' is completed")
-	contains(h.run(0, "complete", "mirror-a"), exitFailed, "mirror-a")
+	contains(h.run(0, "mirror", "start", "a", "b", "--complete"), exitOK, "job 'mirror-a' is completed")
+	contains(h.run(0, "mirror", "complete", "mirror-a"), exitFailed, "mirror-a")
 	want, err := os.ReadFile(h.source)
 	if err != nil {
 		t.Fatal(err)
@@ -180,7 +180,7 @@ func TestTerminal(t *testing.T) {
 	}()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, h.client, "-s", h.sockets[0], "mirror", "a", "b", "--job", "m", "--speed", "16M", "--buf-size", "64K", "--complete")
+	cmd := exec.CommandContext(ctx, h.client, "-s", h.sockets[0], "mirror", "start", "a", "b", "--job", "m", "--speed", "16M", "--buf-size", "64K", "--complete")
 	cmd.Stdout, cmd.Stderr = tty, tty
 	err = cmd.Run()
 	tty.Close()

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -69,10 +70,23 @@ func (c *cli) root(socket string) *cobra.Command {
 	flags.BoolVar(&c.json, "json", false, "print JSON, for programs")
 	flags.DurationVar(&c.timeout, "timeout", 0, "give up after this `TIME`, such as 30s or 5m; a job goes on")
 	flags.Lookup("socket").DefValue = "" // not the variable's value
-	root.AddCommand(c.nodesCommand(), c.exportsCommand(), c.jobsCommand(), c.mirrorCommand(), c.watchCommand(),
-		c.eventsCommand(), c.qmpCommand(), c.tlsCommand())
-	root.AddCommand(c.jobCommands()...)
+	root.AddCommand(c.statusCommand(), c.nodesCommand(), c.exportsCommand(), c.jobsCommand(), c.mirrorCommand(), c.jobCommand(),
+		c.bitmapCommand(), c.exportCommand(), c.createCommand(), c.copyCommand(), c.eventsCommand(), c.qmpCommand(), c.tlsCommand())
 	return root
+}
+
+// group makes a command that only has others below it.
+func group(name, short string, commands ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs}
+	cmd.RunE = func(*cobra.Command, []string) error {
+		var names []string
+		for _, below := range commands {
+			names = append(names, below.Name())
+		}
+		return usage("no command given: use %s %s", name, strings.Join(names, ", "))
+	}
+	cmd.AddCommand(commands...)
+	return cmd
 }
 
 // action makes a command of a function.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/blkmirror/blkmirror/cmd/blkmirror/follow"
+	"github.com/blkmirror/blkmirror/cmd/blkmirror/internal/engine"
 	"github.com/blkmirror/blkmirror/qmp"
 )
 
@@ -20,6 +21,8 @@ const (
 	exitNoConnection = 3
 	exitCancelled    = 4
 	exitTimeout      = 5
+	exitChecks       = 6
+	exitDiffers      = 7
 	exitInterrupted  = 130 // as a shell shows a process that SIGINT ended
 )
 
@@ -30,6 +33,8 @@ const exitHelp = `Exit status:
     3  no connection to the daemon, or it was lost
     4  the job was cancelled
     5  not done within --timeout
+    6  checks found a problem; nothing was changed
+    7  the images differ
   130  interrupted by SIGINT or SIGTERM`
 
 var (
@@ -70,6 +75,14 @@ func (e *jobError) Error() string {
 	return fmt.Sprintf("job '%s' failed: %s", e.job, e.outcome.Error)
 }
 
+// checksError means that checks found problems.
+type checksError struct {
+	what     string
+	problems int
+}
+
+func (e *checksError) Error() string { return fmt.Sprintf("%s: %s", e.what, count(e.problems, "problem")) }
+
 // ranError marks the error of a command that began to run: any other comes
 // from the command line.
 type ranError struct{ error }
@@ -95,6 +108,12 @@ func exitStatus(err error) int {
 	}
 	if _, ok := errors.AsType[*connectionError](err); ok {
 		return exitNoConnection
+	}
+	if _, ok := errors.AsType[*engine.Difference](err); ok {
+		return exitDiffers
+	}
+	if _, ok := errors.AsType[*checksError](err); ok {
+		return exitChecks
 	}
 	if e, ok := errors.AsType[*jobError](err); ok && e.outcome.Result == follow.Cancelled {
 		return exitCancelled

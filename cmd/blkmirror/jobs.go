@@ -13,9 +13,15 @@ import (
 	"github.com/blkmirror/blkmirror/qmp/api"
 )
 
-// jobCommands are the commands that do something to one job.
-func (c *cli) jobCommands() []*cobra.Command {
+// jobCommand has the commands for one job of any kind.
+func (c *cli) jobCommand() *cobra.Command {
+	return group("job", "watch and steer a job of any kind", c.verbCommands()...)
+}
+
+// verbCommands are the commands that do something to one job.
+func (c *cli) verbCommands() []*cobra.Command {
 	return []*cobra.Command{
+		c.watchCommand(),
 		c.completeCommand(),
 		c.cancelCommand(),
 		c.verb("pause", "pause a job", "is paused",

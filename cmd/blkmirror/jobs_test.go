@@ -89,52 +89,52 @@ func TestMirror(t *testing.T) {
 		stdout, stderr string
 		executed       string
 	}{
-		"started only": {args: "mirror a b", stdout: "job 'mirror-a' started: a to b\n",
+		"started only": {args: "mirror start a b", stdout: "job 'mirror-a' started: a to b\n",
 			executed: `blockdev-mirror {"job-id": "mirror-a", "device": "a", "target": "b", "sync": "full"}`},
-		"JSON": {args: "mirror #block1 b --json", stdout: `{"job": "mirror-block1"}` + "\n",
+		"JSON": {args: "mirror start #block1 b --json", stdout: `{"job": "mirror-block1"}` + "\n",
 			executed: `blockdev-mirror {"job-id": "mirror-block1", "device": "#block1", "target": "b", "sync": "full"}`},
-		"all flags": {args: "mirror a b --job m --sync top --copy-mode write-blocking --granularity 4K --buf-size 1MiB --speed 1.5G " +
+		"all flags": {args: "mirror start a b --job m --sync top --copy-mode write-blocking --granularity 4K --buf-size 1MiB --speed 1.5G " +
 			"--on-source-error stop --on-target-error enospc --filter-node-name f --replaces a --target-is-zero --auto-finalize=false --auto-dismiss=off",
 			stdout: startedM,
 			executed: `blockdev-mirror {"job-id": "m", "device": "a", "target": "b", "replaces": "a", "sync": "top", "speed": 1610612736, ` +
 				`"granularity": 4096, "buf-size": 1048576, "on-source-error": "stop", "on-target-error": "enospc", "filter-node-name": "f", ` +
 				`"copy-mode": "write-blocking", "auto-finalize": false, "auto-dismiss": false, "target-is-zero": true}`},
-		"refused": {args: "mirror a b", refusal: qmp.Errorf("Node 'a' is busy"), status: exitFailed, stderr: "blkmirror: Node 'a' is busy\n"},
-		"wait": {args: "mirror a b --job m --wait", steps: []step{{status: "running", copied: 2}, {status: "ready", copied: 10}},
+		"refused": {args: "mirror start a b", refusal: qmp.Errorf("Node 'a' is busy"), status: exitFailed, stderr: "blkmirror: Node 'a' is busy\n"},
+		"wait": {args: "mirror start a b --job m --wait", steps: []step{{status: "running", copied: 2}, {status: "ready", copied: 10}},
 			stdout: startedM + lineRunning + lineReady + "job 'm' is ready: the target is in step (copied 10 MiB, zeroed 0 B, skipped 0 B)\n"},
-		"complete": {args: "mirror a b --job m --complete", steps: []step{{status: "ready", copied: 10}, {events: completed}},
+		"complete": {args: "mirror start a b --job m --complete", steps: []step{{status: "ready", copied: 10}, {events: completed}},
 			stdout: startedM + lineReady + "m: waiting" + lineGone + "m: pending" + lineGone + "m: concluded" + lineGone +
 				"job 'm' is completed (copied 10 MiB, zeroed 0 B, skipped 0 B)\n"},
-		"fails": {args: "mirror a b --job m --wait", steps: []step{{status: "running", copied: 2}, {events: failed}},
+		"fails": {args: "mirror start a b --job m --wait", steps: []step{{status: "running", copied: 2}, {events: failed}},
 			status: exitFailed, stderr: "job 'm' failed: No space left on device"},
-		"is cancelled": {args: "mirror a b --job m --wait", steps: []step{{status: "running", copied: 2}, {events: cancelled}},
+		"is cancelled": {args: "mirror start a b --job m --wait", steps: []step{{status: "running", copied: 2}, {events: cancelled}},
 			status: exitCancelled, stderr: "job 'm' was cancelled"},
-		"watch": {args: "watch m", steps: []step{{status: "ready", copied: 10}, {events: completed}},
+		"watch": {args: "mirror watch m", steps: []step{{status: "ready", copied: 10}, {events: completed}},
 			stdout: lineReady + "m: waiting" + lineGone + "m: pending" + lineGone + "m: concluded" + lineGone +
 				"job 'm' is completed (copied 10 MiB, zeroed 0 B, skipped 0 B)\n"},
-		"watch, fails": {args: "watch m", steps: []step{{status: "running", copied: 2}, {events: failed}},
+		"watch, fails": {args: "mirror watch m", steps: []step{{status: "running", copied: 2}, {events: failed}},
 			status: exitFailed, stderr: "No space left on device"},
-		"watch, nothing": {args: "watch m", steps: []step{{}}, status: exitFailed, stderr: "job 'm': the daemon has no such job"},
-		"watch, JSON": {args: "watch m --json", steps: []step{{status: "ready", copied: 10}, {events: cancelled}}, status: exitCancelled,
+		"watch, nothing": {args: "mirror watch m", steps: []step{{}}, status: exitFailed, stderr: "job 'm': the daemon has no such job"},
+		"watch, JSON": {args: "mirror watch m --json", steps: []step{{status: "ready", copied: 10}, {events: cancelled}}, status: exitCancelled,
 			stderr: `{"error": {"desc": "job 'm' was cancelled", "exit-status": 4}}`},
-		"complete, refused": {args: "complete m", refusal: qmp.Errorf("Job not found"), status: exitFailed,
+		"complete, refused": {args: "mirror complete m", refusal: qmp.Errorf("Job not found"), status: exitFailed,
 			stderr: "blkmirror: job 'm': Job not found\n"},
-		"complete, no wait": {args: "complete m", stdout: "job 'm' is about to complete\n", executed: `job-complete {"id": "m"}`},
-		"complete, wait": {args: "complete m --wait", steps: []step{{status: "ready", copied: 10}, {events: completed}}, executed: `job-complete {"id": "m"}`,
+		"complete, no wait": {args: "mirror complete m", stdout: "job 'm' is about to complete\n", executed: `job-complete {"id": "m"}`},
+		"complete, wait": {args: "mirror complete m --wait", steps: []step{{status: "ready", copied: 10}, {events: completed}}, executed: `job-complete {"id": "m"}`,
 			stdout: "m: waiting" + lineGone + "m: pending" + lineGone + "m: concluded" + lineGone + "job 'm' is completed (copied 10 MiB, zeroed 0 B, skipped 0 B)\n"},
-		"complete, but cancelled": {args: "complete m --wait", steps: []step{{status: "ready"}, {events: cancelled}}, status: exitCancelled, stderr: "was cancelled"},
-		"cancel":                  {args: "cancel m", stdout: "job 'm' is about to end\n", executed: `block-job-cancel {"device": "m"}`},
-		"cancel, force": {args: "cancel m --force --wait", steps: []step{{status: "paused", copied: 3}, {events: cancelled}}, executed: `job-cancel {"id": "m"}`,
+		"complete, but cancelled": {args: "mirror complete m --wait", steps: []step{{status: "ready"}, {events: cancelled}}, status: exitCancelled, stderr: "was cancelled"},
+		"cancel":                  {args: "mirror cancel m", stdout: "job 'm' is about to end\n", executed: `block-job-cancel {"device": "m"}`},
+		"cancel, force": {args: "mirror cancel m --force --wait", steps: []step{{status: "paused", copied: 3}, {events: cancelled}}, executed: `job-cancel {"id": "m"}`,
 			stdout: "m: aborting 100%, 10 MiB of 10 MiB, copied 3 MiB, zeroed 0 B, skipped 0 B\n" +
 				"m: concluded 100%, 10 MiB of 10 MiB, copied 3 MiB, zeroed 0 B, skipped 0 B\njob 'm' is cancelled\n"},
-		"cancel, but failed": {args: "cancel m --wait", steps: []step{{status: "ready"}, {events: failed}}, status: exitFailed, stderr: "No space left"},
-		"pause":              {args: "pause m", stdout: "job 'm' is paused\n", executed: `job-pause {"id": "m"}`},
-		"resume":             {args: "resume m", stdout: "job 'm' is resumed\n", executed: `job-resume {"id": "m"}`},
-		"finalize":           {args: "finalize m", stdout: "job 'm' is finalized\n", executed: `job-finalize {"id": "m"}`},
-		"dismiss":            {args: "dismiss m --json", stdout: `{"job": "m"}` + "\n", executed: `job-dismiss {"id": "m"}`},
-		"speed":              {args: "speed m 1.5M", stdout: "job 'm' is limited to 1.5 MiB/s\n", executed: `block-job-set-speed {"device": "m", "speed": 1572864}`},
-		"no speed":           {args: "speed m 0", stdout: "job 'm' has no limit\n", executed: `block-job-set-speed {"device": "m", "speed": 0}`},
-		"refusal that names the job": {args: "pause m", refusal: qmp.Errorf("Job 'm' is already paused"), status: exitFailed,
+		"cancel, but failed": {args: "mirror cancel m --wait", steps: []step{{status: "ready"}, {events: failed}}, status: exitFailed, stderr: "No space left"},
+		"pause":              {args: "job pause m", stdout: "job 'm' is paused\n", executed: `job-pause {"id": "m"}`},
+		"resume":             {args: "job resume m", stdout: "job 'm' is resumed\n", executed: `job-resume {"id": "m"}`},
+		"finalize":           {args: "job finalize m", stdout: "job 'm' is finalized\n", executed: `job-finalize {"id": "m"}`},
+		"dismiss":            {args: "job dismiss m --json", stdout: `{"job": "m"}` + "\n", executed: `job-dismiss {"id": "m"}`},
+		"speed":              {args: "job speed m 1.5M", stdout: "job 'm' is limited to 1.5 MiB/s\n", executed: `block-job-set-speed {"device": "m", "speed": 1572864}`},
+		"no speed":           {args: "job speed m 0", stdout: "job 'm' has no limit\n", executed: `block-job-set-speed {"device": "m", "speed": 0}`},
+		"refusal that names the job": {args: "job pause m", refusal: qmp.Errorf("Job 'm' is already paused"), status: exitFailed,
 			stderr: "blkmirror: Job 'm' is already paused\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -154,7 +154,7 @@ func TestMirror(t *testing.T) {
 
 func TestWatchJSONLines(t *testing.T) {
 	f := &fakeMirror{id: "m", steps: []step{{status: "ready", copied: 10}, {events: ends("m", "BLOCK_JOB_COMPLETED", "")}}}
-	r := try(t.Context(), daemon(t, f.script), "watch", "m", "--json")
+	r := try(t.Context(), daemon(t, f.script), "mirror", "watch", "m", "--json")
 	lines := strings.Split(strings.TrimSpace(r.stdout), "\n")
 	if r.status != exitOK || len(lines) != 3 {
 		t.Fatalf("status %d, %d lines: %s", r.status, len(lines), r.stdout)
@@ -169,14 +169,14 @@ func TestWatchJSONLines(t *testing.T) {
 // TestInterrupt is a SIGINT while a job is waited for: it goes on, and the
 // user is told so.
 func TestInterrupt(t *testing.T) {
-	for _, args := range []string{"mirror a b --job m --wait", "watch m", "complete m --wait"} {
+	for _, args := range []string{"mirror start a b --job m --wait", "mirror watch m", "mirror complete m --wait"} {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		f := &fakeMirror{id: "m", steps: []step{{status: "running", copied: 2}, {status: "running", copied: 3,
 			events: func(*fakedaemon.Conn) { cancel(errInterrupted) }}}}
 		socket := daemon(t, f.script)
 		r := try(ctx, socket, strings.Fields(args)...)
 		r.expect(t, exitInterrupted, r.stdout, "job 'm'")
-		if !strings.Contains(r.stderr, "interrupted: the job goes on; see it with: blkmirror -s "+socket+" watch m") {
+		if !strings.Contains(r.stderr, "interrupted: the job goes on; see it with: blkmirror -s "+socket+" job watch m") {
 			t.Errorf("%s: stderr %q", args, r.stderr)
 		}
 		if strings.Contains(f.executed(), "cancel") {
@@ -187,7 +187,7 @@ func TestInterrupt(t *testing.T) {
 
 func TestTimeout(t *testing.T) {
 	f := &fakeMirror{id: "m", steps: []step{{status: "running", copied: 2}}}
-	r := try(t.Context(), daemon(t, f.script), "watch", "m", "--timeout", "50ms")
+	r := try(t.Context(), daemon(t, f.script), "mirror", "watch", "m", "--timeout", "50ms")
 	r.expect(t, exitTimeout, lineRunning, "not done within the timeout of 50ms: the job goes on")
 }
 

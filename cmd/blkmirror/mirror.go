@@ -21,14 +21,43 @@ type mirrorFlags struct {
 	job            string
 	replaces       string
 	filter         string
+	bitmap         string
 	granularity    *int64
 	wait, complete bool
 }
 
 func (c *cli) mirrorCommand() *cobra.Command {
-	f := &mirrorFlags{arguments: api.BlockdevMirrorArguments{Sync: api.MirrorSyncModeFull}}
+	return group("mirror", "start, watch and steer mirrors",
+		append([]*cobra.Command{c.startCommand(), c.modeCommand()}, c.verbCommands()...)...)
+}
+
+func (c *cli) modeCommand() *cobra.Command {
+	modes := []api.MirrorCopyMode{api.MirrorCopyModeBackground, api.MirrorCopyModeWriteBlocking, api.MirrorCopyModeAuto}
+	var mode api.MirrorCopyMode
+	f := enumFlag[api.MirrorCopyMode]{&mode, modes}
+	return &cobra.Command{
+		Use: "mode JOB {" + f.Type() + "}", Short: "change when guests' writes reach the target", Args: cobra.ExactArgs(2),
+		RunE: c.action(func(ctx context.Context, args []string) error {
+			id := args[0]
+			if err := f.Set(args[1]); err != nil {
+				return usage("'%s': %v", args[1], err)
+			}
+			return c.with(ctx, func(s *session) error {
+				change := &api.BlockJobChangeOptions{ID: id, Type: api.JobTypeMirror, Mirror: &api.BlockJobChangeOptionsMirror{CopyMode: mode}}
+				if err := s.Execute(ctx, "block-job-change", change, nil); err != nil {
+					return refused(id, err)
+				}
+				c.say(jobObject(id), "job '%s' copies in mode %s", id, mode)
+				return nil
+			})
+		}),
+	}
+}
+
+func (c *cli) startCommand() *cobra.Command {
+	f := &mirrorFlags{}
 	cmd := &cobra.Command{
-		Use:   "mirror SOURCE TARGET",
+		Use:   "start SOURCE TARGET",
 		Short: "copy a node to another one while it is in use",
 		Long: `Starts a job that copies node SOURCE to node TARGET, and keeps them equal until
 the job is completed, when TARGET takes SOURCE's place, or cancelled.
@@ -36,16 +65,17 @@ the job is completed, when TARGET takes SOURCE's place, or cancelled.
 With --wait it shows how far the copy is, and ends when TARGET is in step with
 SOURCE. With --complete it then completes the job, too. When it is interrupted
 or runs into --timeout, the job goes on.`,
-		Example: "  blkmirror mirror disk copy --wait\n  blkmirror mirror disk copy --copy-mode write-blocking --speed 100M --complete",
+		Example: "  blkmirror mirror start disk copy --wait\n  blkmirror mirror start disk copy --copy-mode write-blocking --speed 100M --complete",
 		Args:    cobra.ExactArgs(2),
 	}
 	flags, a := cmd.Flags(), &f.arguments
 	flags.SortFlags = false
 	flags.StringVar(&f.job, "job", "", "`ID` of the job (default: mirror-SOURCE)")
 	addEnum(cmd, &a.Sync, "sync", "what to copy (default: full)",
-		api.MirrorSyncModeFull, api.MirrorSyncModeTop, api.MirrorSyncModeNone)
+		api.MirrorSyncModeFull, api.MirrorSyncModeTop, api.MirrorSyncModeNone, api.MirrorSyncModeBitmap, api.MirrorSyncModeIncremental)
+	flags.StringVar(&f.bitmap, "bitmap", "", "`NAME` of SOURCE's bitmap that says what to copy; sync=bitmap unless given")
 	addEnum(cmd, &a.CopyMode, "copy-mode", "when guests' writes reach the target (default: background)",
-		api.MirrorCopyModeBackground, api.MirrorCopyModeWriteBlocking)
+		api.MirrorCopyModeBackground, api.MirrorCopyModeWriteBlocking, api.MirrorCopyModeAuto)
 	flags.Var(sizeFlag{&f.granularity}, "granularity", "`SIZE` of the pieces whose state is kept, a power of two")
 	flags.Var(sizeFlag{&a.BufSize}, "buf-size", "`SIZE` of all data on its way at once")
 	flags.Var(sizeFlag{&a.Speed}, "speed", "`SIZE` copied per second at most; 0 is no limit")
@@ -83,6 +113,15 @@ func (f *mirrorFlags) finish(source, target string) error {
 	}
 	if f.replaces != "" {
 		a.Replaces = &f.replaces
+	}
+	if f.bitmap != "" {
+		a.Bitmap = &f.bitmap
+		if a.Sync == "" {
+			a.Sync = api.MirrorSyncModeBitmap
+		}
+	}
+	if a.Sync == "" {
+		a.Sync = api.MirrorSyncModeFull
 	}
 	if f.granularity != nil {
 		if *f.granularity > math.MaxUint32 {

@@ -60,9 +60,11 @@ func (c *cli) exportsCommand() *cobra.Command {
 func (c *cli) jobsCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "jobs", Short: "list jobs", Args: cobra.NoArgs,
-		RunE: table(c, "query-jobs", nil, "JOB\tTYPE\tSTATUS\tDONE\tTOTAL\tCOPIED\tZEROED\tSKIPPED\tDIRTY\tERROR", jobRow),
+		RunE: table(c, "query-jobs", nil, jobHeading, jobRow),
 	}
 }
+
+const jobHeading = "JOB\tTYPE\tSTATUS\tDONE\tTOTAL\tCOPIED\tZEROED\tSKIPPED\tDIRTY\tERROR"
 
 func jobRow(j api.JobInfo) []string {
 	row := []string{j.ID, string(j.Type), string(j.Status)}
@@ -97,14 +99,18 @@ func table[T any](c *cli, query string, arguments any, heading string, row func(
 			if err := json.Unmarshal(qmp.Encode(answer), &list); err != nil {
 				return fmt.Errorf("result of %s: %w", query, err)
 			}
-			w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, heading)
-			for _, item := range list {
-				fmt.Fprintln(w, strings.Join(row(item), "\t"))
-			}
-			return w.Flush()
+			return printTable(c, heading, list, row)
 		})
 	})
+}
+
+func printTable[T any](c *cli, heading string, list []T, row func(T) []string) error {
+	w := tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, heading)
+	for _, item := range list {
+		fmt.Fprintln(w, strings.Join(row(item), "\t"))
+	}
+	return w.Flush()
 }
 
 func or(text string) string {

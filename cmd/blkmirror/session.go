@@ -31,6 +31,9 @@ type session struct {
 
 var _ follow.Monitor = (*session)(nil)
 
+// local tells whether the daemon runs on this host: its paths are ours.
+func (s *session) local() bool { return !strings.HasPrefix(s.socket, "tcp:") }
+
 // with connects, does something, and disconnects.
 func (c *cli) with(ctx context.Context, do func(s *session) error) error {
 	if c.socket == "" {

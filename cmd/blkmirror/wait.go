@@ -62,18 +62,13 @@ func (c *cli) endAndWait(ctx context.Context, s *session, id, command string, ar
 // show runs something that follows a job, with a display, and says how it
 // ended.
 func (c *cli) show(ctx context.Context, s *session, id string, run func(progress.Display) (follow.Outcome, error)) error {
-	var display progress.Display
-	if c.json {
-		display = progress.NewJSON(c.stdout)
-	} else {
-		display = progress.New(c.stdout)
-	}
+	display := c.display()
 	outcome, err := run(display)
 	if closed := display.Close(); err == nil {
 		err = closed
 	}
 	if errors.Is(err, errInterrupted) || errors.Is(err, errTimeout) {
-		return fmt.Errorf("%w: the job goes on; see it with: blkmirror -s %s watch %s", err, s.socket, id)
+		return fmt.Errorf("%w: the job goes on; see it with: blkmirror -s %s job watch %s", err, s.socket, id)
 	}
 	if err != nil {
 		return err
