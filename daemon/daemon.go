@@ -43,6 +43,7 @@ type Daemon struct {
 	closed   bool               // guarded by command: no command is to run any more
 	channels map[string]channel // by id
 	serving  sync.WaitGroup
+	started  chan struct{} // closed when the command line was carried out
 	quit     chan struct{} // closed when a quit was carried out
 	drain    time.Duration // how long a stop waits for ready mirrors
 	state    *state.Dir    // nil without --state-dir
@@ -84,10 +85,8 @@ func Main(args []string, stdout, stderr io.Writer) int {
 
 // run starts everything, serves until it is told to end, and takes everything down.
 func run(line *commandLine, log *logrus.Entry) (err error) {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	defer signal.Stop(signals)
-	signal.Ignore(syscall.SIGPIPE)
+	stopping, ignore := untilSignal(log)
+	defer ignore()
 
 	box, err := line.limits.confine()
 	if err != nil {
@@ -108,7 +107,10 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 		}
 	}
 	for _, s := range steps {
-		if err := d.perform(context.Background(), s); err != nil {
+		switch err := d.perform(stopping, s); {
+		case stopping.Err() != nil:
+			return nil
+		case err != nil:
 			return err
 		}
 	}
@@ -124,24 +126,46 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 			return err
 		}
 	}
+	close(d.started)
 	select {
 	case <-d.quit:
 		return nil
-	case s := <-signals:
-		log.WithField("signal", s.String()).Info("stopping")
+	case <-stopping.Done():
 	}
-	go func() {
-		s := <-signals
-		log.WithField("signal", s.String()).Error("stopped at once by a second signal")
-		os.Exit(1)
-	}()
 	ctx, cancel := context.WithTimeout(context.Background(), stopTime+d.drain)
 	defer cancel()
 	return d.close(ctx)
 }
 
+// untilSignal returns a context that ends with the first signal that stops the daemon. A second one ends the process. ignore has
+// signals do nothing any more.
+func untilSignal(log *logrus.Entry) (ctx context.Context, ignore func()) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		s, more := <-signals
+		if !more {
+			return
+		}
+		log.WithField("signal", s.String()).Info("stopping")
+		cancel()
+		if s, more = <-signals; more {
+			log.WithField("signal", s.String()).Error("stopped at once by a second signal")
+			os.Exit(1)
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(signals)
+		cancel()
+	}
+}
+
 func newDaemon(log *logrus.Entry, l *limits, box *sandbox.Sandbox) *Daemon {
-	d := &Daemon{log: log, sandbox: box, channels: map[string]channel{}, quit: make(chan struct{})}
+	d := &Daemon{log: log, sandbox: box, channels: map[string]channel{}, quit: make(chan struct{}),
+		started: make(chan struct{})}
 	version := api.VersionInfo{QEMU: api.VersionTriple{Major: 11, Minor: 1, Micro: 3}, Package: "blkmirror " + Version}
 	d.handlers = handlers.New(handlers.Config{
 		Version: version,
@@ -150,6 +174,7 @@ func newDaemon(log *logrus.Entry, l *limits, box *sandbox.Sandbox) *Daemon {
 		NBD:     nbdEvents(log),
 		Refused: func(err error) { log.WithField("err", err).Warn("NBD server refused a client") },
 		Aside:   d.aside,
+		Hold:    d.hold,
 		Limits:  l.handlers,
 		Explain: box.Explain,
 	})
@@ -191,7 +216,7 @@ func nbdEvents(log *logrus.Entry) nbdserver.Events {
 
 // perform carries out one option of the command line.
 func (d *Daemon) perform(ctx context.Context, s step) error {
-	d.command.Lock() // monitors that stand before this option serve already
+	d.command.Lock()
 	defer d.command.Unlock()
 	var err error
 	switch s.option {

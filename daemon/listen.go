@@ -46,7 +46,7 @@ func (d *Daemon) listen(o *api.ChardevSocketOptions) (l net.Listener, how server
 	if err != nil {
 		return nil, how, errors.Join(err, l.Close())
 	}
-	return access.Guard(l, func(err error) { d.log.WithField("err", err).Warn("monitor refused a client") }), how, nil
+	return d.hold(access.Guard(l, func(err error) { d.log.WithField("err", err).Warn("monitor refused a client") })), how, nil
 }
 
 // proof is what clients of a monitor at an address must show. Whoever reaches a monitor can read and write every disk, so

@@ -53,7 +53,10 @@ func (d *Daemon) addMonitor(o *api.MonitorOptions) error {
 	how.Pretty = qmp.Or(o.Pretty, false)
 	if c.listener == nil {
 		// Reading standard input cannot be interrupted, so nobody waits for this one at the end.
-		go func() { _ = d.server.ServeConn(standardIO{}, how) }()
+		go func() {
+			<-d.started
+			_ = d.server.ServeConn(standardIO{}, how)
+		}()
 		return nil
 	}
 	d.serve(c.listener, how)

@@ -14,9 +14,11 @@ import (
 // nbdkit serves a file until the returned process ends. The socket is there when it returns.
 func nbdkit(t *testing.T, socket, image string, arguments ...string) *exec.Cmd {
 	t.Helper()
-	program := tool(t, "nbdkit")
-	_ = os.Remove(socket)
-	cmd := exec.Command(program, append([]string{"-f", "--exit-with-parent", "-U", socket, "file", image}, arguments...)...)
+	program, pidFile := tool(t, "nbdkit"), socket+".pid"
+	for _, path := range []string{socket, pidFile} {
+		_ = os.Remove(path)
+	}
+	cmd := exec.Command(program, append([]string{"-f", "--exit-with-parent", "-P", pidFile, "-U", socket, "file", image}, arguments...)...)
 	var complaints bytes.Buffer
 	cmd.Stderr = &complaints
 	must(t, cmd.Start())
@@ -27,8 +29,8 @@ func nbdkit(t *testing.T, socket, image string, arguments ...string) *exec.Cmd {
 			t.Logf("nbdkit: %s", complaints.String())
 		}
 	})
-	eventually(t, "nbdkit listens", func() bool {
-		_, err := os.Stat(socket)
+	eventually(t, "nbdkit listens", func() bool { // the socket is there a moment earlier
+		_, err := os.Stat(pidFile)
 		return err == nil
 	})
 	return cmd

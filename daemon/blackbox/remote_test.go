@@ -3,6 +3,7 @@
 package blackbox
 
 import (
+	"net"
 	"os"
 	"os/exec"
 	"testing"
@@ -25,7 +26,10 @@ func remote(t *testing.T, socket, image string) (kill func()) {
 	}
 	t.Cleanup(kill)
 	eventually(t, "qemu-nbd listens", func() bool {
-		_, err := os.Stat(socket)
+		c, err := net.Dial("unix", socket)
+		if err == nil {
+			_ = c.Close()
+		}
 		return err == nil
 	})
 	return kill

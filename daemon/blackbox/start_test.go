@@ -4,7 +4,6 @@ package blackbox
 
 import (
 	"context"
-	"net"
 	"os"
 	"os/exec"
 	"strconv"
@@ -106,44 +105,5 @@ func TestDaemonize(t *testing.T) {
 	out, err = exec.CommandContext(ctx2, program, "--daemonize", "--blockdev", "driver=file,node-name=a,filename="+dir+"/none").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), dir+"/none") {
 		t.Errorf("%v, %s", err, out)
-	}
-}
-
-// TestSocketActivation has the listening socket of the NBD server made by somebody else, as systemd does.
-func TestSocketActivation(t *testing.T) {
-	dir := folder(t)
-	l, err := net.Listen("unix", dir+"/nbd")
-	must(t, err)
-	f, err := l.(*net.UnixListener).File()
-	must(t, err)
-	defer f.Close()
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	must(t, l.Close())
-	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=disks exec "$@"`, "sh", program,
-		"--nbd-server", "addr.type=fd,addr.str=disks", "--blockdev", "null-co,node-name=d,size=1048576,read-zeroes=on",
-		"--export", "nbd,id=e,node-name=d")
-	var said output
-	cmd.ExtraFiles, cmd.Stdout, cmd.Stderr = []*os.File{f}, &said, &said
-	must(t, cmd.Start())
-	t.Cleanup(func() {
-		if t.Failed() {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-			t.Logf("daemon: %s", said.String())
-		}
-	})
-	d := &daemon{t: t, dir: dir}
-	g := d.guest("d") // waits in the queue of the socket until the daemon is there
-	data := []byte{1}
-	must(t, g.ReadAt(t.Context(), data, 0))
-	if data[0] != 0 {
-		t.Error("another content")
-	}
-	must(t, cmd.Process.Signal(syscall.SIGTERM))
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("the daemon ended with %v: %s", err, said.String())
-	}
-	if _, err := os.Stat(dir + "/nbd"); err != nil {
-		t.Errorf("the socket belongs to who made it: %v", err)
 	}
 }

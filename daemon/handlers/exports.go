@@ -43,7 +43,14 @@ func (h *Handlers) StartNBD(ctx context.Context, o *api.NbdServerOptions) error 
 	if err != nil {
 		return err
 	}
-	err = h.nbd.Start(func() (net.Listener, error) { return listen(ctx, &o.Addr, h.config.Refused) }, nbdserver.Options{
+	held := func() (net.Listener, error) {
+		l, err := listen(ctx, &o.Addr, h.config.Refused)
+		if err != nil {
+			return nil, err
+		}
+		return h.config.Hold(l), nil
+	}
+	err = h.nbd.Start(held, nbdserver.Options{
 		MaxConnections:   int(qmp.Or(o.MaxConnections, defaultMaxConnections)),
 		HandshakeTimeout: time.Duration(qmp.Or(o.HandshakeMaxSeconds, defaultHandshakeSeconds)) * time.Second,
 		TLS:              secure, Authorize: authorize})

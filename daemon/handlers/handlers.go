@@ -10,6 +10,7 @@ package handlers
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
 	"time"
 
@@ -34,6 +35,8 @@ type Config struct {
 	NBD nbdserver.Events
 	// Refused is told about clients of the NBD server that its socket's allow-uids keeps out.
 	Refused func(error)
+	// Hold, unless nil, wraps the listener of the NBD server.
+	Hold func(net.Listener) net.Listener
 	// Limits bound what there may be of a kind.
 	Limits Limits
 	// Explain may add to an error of a command what the system forbids the process.
@@ -79,6 +82,9 @@ var _ api.Commands = (*Handlers)(nil)
 func New(c Config) *Handlers {
 	if c.Aside == nil {
 		c.Aside = func(ctx context.Context, f func(context.Context) error) error { return f(ctx) }
+	}
+	if c.Hold == nil {
+		c.Hold = func(l net.Listener) net.Listener { return l }
 	}
 	if c.Explain == nil {
 		c.Explain = func(err error) error { return err }
