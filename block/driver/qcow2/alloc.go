@@ -48,6 +48,9 @@ func (r *refcounts) alloc(ctx context.Context, n int64) (place, error) {
 // findLocked looks for up to n free clusters in a row.
 func (r *refcounts) findLocked(ctx context.Context, n int64) (first, count int64, err error) {
 	for c := r.hint; ; {
+		if err := ctx.Err(); err != nil { // a hostile image has much to look through
+			return 0, 0, err
+		}
 		index := int(c / r.perBlock)
 		if index >= len(r.table) {
 			if err := r.growTableLocked(ctx); err != nil {
@@ -125,6 +128,9 @@ type taken struct {
 // areaLocked takes n clusters in a row, the last ones of what it takes, behind everything that was ever in use. The refcount blocks
 // that are missing there lie before them. After an error nothing is taken.
 func (r *refcounts) areaLocked(ctx context.Context, n int64) (t taken, err error) {
+	if err := r.findTopLocked(ctx); err != nil {
+		return t, err
+	}
 	t.start = r.top
 	for c := t.start; c < t.start+n+1; c++ { // refcounts may speak of clusters behind the end of the file
 		v, err := r.getLocked(ctx, c)
@@ -188,6 +194,40 @@ func (r *refcounts) areaLocked(ctx context.Context, n int64) (t taken, err error
 	return t, nil
 }
 
+// findTopLocked looks where the clusters end that are in use: the file may be a device, or have been made longer than needed, and then
+// there is room in it.
+func (r *refcounts) findTopLocked(ctx context.Context) error {
+	if r.topFound {
+		return nil
+	}
+	blocks := min(int64(len(r.table)), (r.top+r.perBlock-1)/r.perBlock)
+	for index, tries := blocks-1, 0; index >= 0 && tries < 64; index-- {
+		b, err := r.blockLocked(ctx, int(index))
+		if err != nil {
+			return err
+		}
+		if b == nil {
+			continue
+		}
+		tries++
+		for i := r.perBlock - 1; i >= 0; i-- {
+			if r.value(b.data, i) != 0 {
+				r.lowerTopLocked(index*r.perBlock + i + 1)
+				return nil
+			}
+		}
+	}
+	r.topFound = true
+	return nil
+}
+
+// lowerTopLocked notes that nothing is in use from a cluster on. The file may have anything there.
+func (r *refcounts) lowerTopLocked(top int64) {
+	r.fresh = max(r.fresh, r.top<<r.d.clusterBits)
+	r.top = min(r.top, top)
+	r.topFound = true
+}
+
 // untakeLocked gives back what areaLocked took, to which nothing leads. What cannot be is leaked.
 func (r *refcounts) untakeLocked(ctx context.Context, t taken) {
 	for _, index := range t.blocks {
@@ -205,8 +245,8 @@ func (r *refcounts) untakeLocked(ctx context.Context, t taken) {
 			r.markLocked(b)
 		}
 	}
-	r.top = min(r.top, t.start)
-	r.fresh = max(r.fresh, t.end<<r.d.clusterBits) // something may have been written there
+	r.top = max(r.top, t.end)
+	r.lowerTopLocked(t.start) // something may have been written there
 }
 
 var errTableFull = noSpace("The refcount table is full")
@@ -230,7 +270,7 @@ func (r *refcounts) allocArea(ctx context.Context, n int64) (off int64, err erro
 }
 
 // growTableLocked makes a larger refcount table. It is durable, with all blocks that it leads to, before the header names it,
-// and the old one is free when the header is durable.
+// and the old one is freed after that.
 func (r *refcounts) growTableLocked(ctx context.Context) error {
 	d := r.d
 	err := d.mayWrite()
@@ -274,8 +314,7 @@ func (r *refcounts) growTableLocked(ctx context.Context) error {
 	}
 	r.newBlocks = nil
 	d.meta.move(refTable, off, bytes)
-	rest, _ := r.releaseLocked(ctx, []freeRange{{oldOff, d.up(int64(len(oldTable)) * 8), freedOther}})
-	d.freeLater(rest)
+	d.freeLater([]freeRange{{oldOff, d.up(int64(len(oldTable)) * 8), freedOther}})
 	return nil
 }
 

@@ -349,6 +349,18 @@ func TestBrokenImages(t *testing.T) {
 		{"extension", func(b []byte) { be.PutUint32(b[112:], 7); be.PutUint32(b[116:], 1<<31) }, "Header extension 0x00000007", ""},
 		{"encrypted", func(b []byte) { b[35] = 2 }, "Encrypted images (luks) are not supported", ""},
 		{"corrupt", func(b []byte) { b[79] |= incompatCorrupt }, "Image is corrupt; cannot be opened read/write", ""},
+		{"too many extensions", func(b []byte) {
+			for i := range 1000 {
+				be.PutUint32(b[112+i*8:], uint32(i+1))
+				be.PutUint32(b[116+i*8:], 0)
+			}
+		}, "more than 256 extensions", ""},
+		{"two L2 tables in one", func(b []byte) {
+			be.PutUint32(b[36:], 2)
+			be.PutUint64(b[l1:], 1<<63|4*65536)
+			be.PutUint64(b[l1+8:], 1<<63|4*65536)
+		}, "two L2 tables or refcount blocks at 262144", ""},
+		{"L2 in the refcount table", func(b []byte) { be.PutUint64(b[l1:], 1<<63|table) }, "overlaps: the refcount table", ""},
 		{"L2 unaligned", func(b []byte) { be.PutUint64(b[l1:], 1<<63|4*65536+512) }, "", "L2 table offset 0x40200 unaligned"},
 		{"L2 outside", func(b []byte) { be.PutUint64(b[l1:], 1<<63|1<<40) }, "", "L2 table at 0x10000000000 lies outside of the file"},
 		{"refcount block unaligned", func(b []byte) { be.PutUint64(b[table:], refs+512) }, "", "refcount block offset 0x20200 unaligned"},

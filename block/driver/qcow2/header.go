@@ -29,6 +29,7 @@ const (
 	maxL1Bytes        = 32 << 20
 	maxRefTableBytes  = 8 << 20
 	maxBackingName    = 1023
+	maxExtensions     = 256
 	maxSnapshots      = 65536
 	maxSnapshotBytes  = 64 << 20
 	maxBitmaps        = 65535
@@ -209,6 +210,9 @@ func (h *header) parseExtensions(area []byte) error {
 		area = area[8:]
 		if length > uint64(len(area)) {
 			return invalid("Header extension 0x%08x of %d bytes is too large", kind, length)
+		}
+		if len(h.extensions) == maxExtensions {
+			return invalid("The header has more than %d extensions", maxExtensions)
 		}
 		if h.extension(kind) == nil { // each type appears at most once
 			h.extensions = append(h.extensions, extension{kind, slices.Clone(area[:length:length])})

@@ -59,6 +59,19 @@ func (m *metadata) init(d *Disk, info *Info) error {
 		}
 	}
 	slices.Sort(m.mu.tables)
+	for i, off := range m.mu.tables {
+		if off&(d.cluster-1) != 0 {
+			continue // told when it is met
+		}
+		if i > 0 && off == m.mu.tables[i-1] {
+			return invalid("The image's metadata overlaps: two L2 tables or refcount blocks at %d", off)
+		}
+		for _, a := range m.mu.areas[:4] { // there may be very many snapshots
+			if a.off <= off && off < a.end {
+				return invalid("The image's metadata overlaps: %s at %d and an L2 table or refcount block at %d", a.what, a.off, off)
+			}
+		}
+	}
 	return nil
 }
 

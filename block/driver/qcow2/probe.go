@@ -147,7 +147,7 @@ func readSnapshots(ctx context.Context, file Reader, h *header) (list []Snapshot
 		if _, err := t.next(ctx, -(40+extraLen+idLen+nameLen)&7, what); err != nil {
 			return nil, 0, err
 		}
-		if s.l1Offset&(h.clusterSize()-1) != 0 || s.l1Offset < 0 || s.l1Size*8 > maxL1Bytes {
+		if s.l1Offset&(h.clusterSize()-1) != 0 || s.l1Offset < 0 || s.l1Offset >= maxHostOffset || s.l1Size*8 > maxL1Bytes {
 			return nil, 0, invalid("The L1 table of snapshot '%s' is at an invalid place or too large", s.Name)
 		}
 		list = append(list, s)
@@ -176,7 +176,7 @@ func (h *header) bitmaps() (bitmapsExtension, error) {
 		return e, invalid("The bitmaps extension says that there are %d bitmaps", e.count)
 	case e.directorySize <= 0 || e.directorySize > maxDirectoryBytes:
 		return e, invalid("The bitmap directory has an invalid size of %d bytes", e.directorySize)
-	case e.directoryOffset <= 0 || e.directoryOffset&(h.clusterSize()-1) != 0:
+	case e.directoryOffset <= 0 || e.directoryOffset >= maxHostOffset || e.directoryOffset&(h.clusterSize()-1) != 0:
 		return e, invalid("The bitmap directory is at the invalid offset %d", e.directoryOffset)
 	}
 	return e, nil
@@ -207,7 +207,7 @@ func readBitmapDirectory(ctx context.Context, file Reader, h *header) ([]BitmapI
 		nameLen, extraLen := int64(be.Uint16(b[18:])), int64(be.Uint32(b[20:]))
 		info := BitmapInfo{InUse: flags&1 != 0, Auto: flags&2 != 0, tableOffset: int64(be.Uint64(b)), tableEntries: int64(be.Uint32(b[8:])),
 			flags: flags, kind: b[16]}
-		if bits > 62 || info.tableOffset&(h.clusterSize()-1) != 0 || info.tableOffset < 0 {
+		if bits > 62 || info.tableOffset&(h.clusterSize()-1) != 0 || info.tableOffset < 0 || info.tableOffset >= maxHostOffset {
 			return nil, invalid("A bitmap directory entry is invalid: granularity 2^%d, table at %d", bits, info.tableOffset)
 		}
 		info.Granularity = 1 << bits

@@ -83,8 +83,8 @@ func (d *Disk) prepare(ctx context.Context) error {
 	d.header.Lock()
 	h := d.header.header
 	d.header.Unlock()
-	if h.incompatible&incompatDirty != 0 && !d.ready.counted {
-		if err := d.recount(ctx); err != nil {
+	if dirty := h.incompatible&incompatDirty != 0; !d.ready.counted && (dirty || d.refs.lackBlocks()) {
+		if err := d.recount(ctx, dirty); err != nil {
 			return err
 		}
 	}

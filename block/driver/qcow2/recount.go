@@ -6,17 +6,22 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/blkmirror/blkmirror/block"
 )
 
-// recount makes the refcounts right in an image whose dirty bit says that they may be wrong: all references are counted, from the
-// header down, and the refcount blocks are changed to what was found. The image stays marked as dirty until that is durable.
-func (d *Disk) recount(ctx context.Context) error {
+// recount makes the refcounts right in an image whose dirty bit says that they may be wrong, or that lacks refcount blocks which it
+// needs: all references are counted, from the header down, and the refcount blocks are changed to what was found. The image stays
+// marked as dirty until that is durable.
+func (d *Disk) recount(ctx context.Context, dirty bool) error {
 	c := &counter{d: d, ctx: ctx, pages: map[int64]*countPage{}, tables: map[int64]uint32{}, end: d.up(d.file.Size())}
 	if err := c.count(); err != nil {
 		return &block.Error{Kind: block.KindInvalid, Op: block.OpGraph,
-			Err: fmt.Errorf("the image was not closed properly and its refcounts cannot be repaired: %w", err)}
+			Err: fmt.Errorf("the image was not closed properly or lacks refcount blocks, and its refcounts cannot be repaired: %w", err)}
+	}
+	if !dirty && len(c.missing()) == 0 {
+		return nil
 	}
 	if err := c.repair(); err != nil {
 		return err
@@ -39,7 +44,9 @@ type counter struct {
 const (
 	pageClusters  = 512
 	maxCountPages = 1 << 30 / (pageClusters * 4)
-	wasCopied     = 1 << 31 // somebody thinks to be alone
+	// maxCountTables is how many L2 tables an image may have, those of snapshots included: all that a table of 32 MiB leads to, four times.
+	maxCountTables = 16 << 20
+	wasCopied      = 1 << 31 // somebody thinks to be alone
 )
 
 type countPage [pageClusters]uint32
@@ -135,7 +142,9 @@ func (c *counter) l1Tables(info *Info) error {
 			return fmt.Errorf("the L1 table leads to the L2 table at %#x twice", off)
 		}
 		c.active[off] = struct{}{}
-		c.tables[off]++
+		if err := c.table(off); err != nil {
+			return err
+		}
 		flags := uint32(0)
 		if e&flagCopied != 0 {
 			flags = wasCopied
@@ -165,12 +174,23 @@ func (c *counter) l1Tables(info *Info) error {
 			if off == 0 {
 				continue
 			}
-			c.tables[off]++
+			if err := c.table(off); err != nil {
+				return err
+			}
 			if err := c.cluster(off, "an L2 table"); err != nil {
 				return err
 			}
 		}
 	}
+	return nil
+}
+
+// table counts a way to an L2 table.
+func (c *counter) table(off int64) error {
+	if len(c.tables) == maxCountTables {
+		return &block.Error{Kind: block.KindNoMemory, Op: block.OpGraph, Err: fmt.Errorf("it has too many L2 tables")}
+	}
+	c.tables[off]++
 	return nil
 }
 
@@ -241,7 +261,7 @@ func (c *counter) bitmaps(h *header, info *Info) error {
 	return nil
 }
 
-// repair changes the refcounts to what was counted.
+// repair changes the refcounts to what was counted, and makes the refcount blocks that are missing.
 func (c *counter) repair() error {
 	r := &c.d.refs
 	for number, page := range c.pages {
@@ -251,41 +271,119 @@ func (c *counter) repair() error {
 				return c.d.corrupted(cluster<<c.d.clusterBits, c.d.cluster, "the cluster at %#x is referred to %d times, once by "+
 					"an entry that calls it its own", cluster<<c.d.clusterBits, v&^wasCopied)
 			}
+			if uint64(v&^wasCopied) > r.most() {
+				return c.d.corrupted(cluster<<c.d.clusterBits, c.d.cluster, "the cluster at %#x is referred to %d times, more "+
+					"than a refcount can say", cluster<<c.d.clusterBits, v&^wasCopied)
+			}
 		}
 	}
 	r.Lock()
 	defer r.Unlock()
 	r.hint = 0
+	used := int64(0)
 	for index := range r.table {
-		b, err := r.blockLocked(c.ctx, index)
-		if err != nil {
+		if err := c.repairBlock(index, len(r.table)); err != nil {
 			return err
 		}
-		for i := range r.perBlock {
-			cluster := int64(index)*r.perBlock + i
-			var v uint64
-			if page := c.pages[cluster/pageClusters]; page != nil {
-				v = uint64(page[cluster%pageClusters] &^ wasCopied)
+	}
+	missing := c.missing()
+	if len(missing) == 0 {
+		return nil
+	}
+	for number, page := range c.pages { // the blocks go behind everything that is in use, where nothing is that does not count yet
+		for i, v := range page {
+			if v != 0 {
+				used = max(used, number*pageClusters+int64(i)+1)
 			}
-			switch {
-			case b == nil && v != 0:
-				return noBlock(cluster << c.d.clusterBits)
-			case b == nil || r.value(b.data, i) == v:
-				continue
-			case v > r.most():
-				return c.d.corrupted(cluster<<c.d.clusterBits, c.d.cluster, "the cluster at %#x is referred to %d times, more "+
-					"than a refcount can say", cluster<<c.d.clusterBits, v)
-			}
-			r.setValue(b.data, i, v)
-			r.markLocked(b)
+		}
+	}
+	r.lowerTopLocked(used)
+	for _, index := range missing {
+		if err := c.newBlock(index); err != nil {
+			return err
+		}
+	}
+	for _, index := range missing {
+		if err := c.repairBlock(index, int(used/r.perBlock)); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func noBlock(off int64) error {
-	return &block.Error{Kind: block.KindInvalid, Op: block.OpGraph, Err: fmt.Errorf("the image was not closed properly, and "+
-		"there is no refcount block for the cluster at %#x; 'qemu-img check -r all' can make one", off)}
+// repairBlock makes the refcounts of a block right, if there is one. From block last on only what was counted is changed.
+func (c *counter) repairBlock(index, last int) error {
+	r := &c.d.refs
+	b, err := r.blockLocked(c.ctx, index)
+	if err != nil || b == nil {
+		return err
+	}
+	for i := range r.perBlock {
+		v := c.of(int64(index)*r.perBlock + i)
+		if r.value(b.data, i) == v || v == 0 && index >= last {
+			continue
+		}
+		r.setValue(b.data, i, v)
+		r.markLocked(b)
+	}
+	return nil
+}
+
+// of is how many references to a cluster were counted.
+func (c *counter) of(cluster int64) uint64 {
+	if page := c.pages[cluster/pageClusters]; page != nil {
+		return uint64(page[cluster%pageClusters] &^ wasCopied)
+	}
+	return 0
+}
+
+// missing lists the blocks that there should be, in ascending order.
+func (c *counter) missing() (list []int) {
+	r := &c.d.refs
+	for number, page := range c.pages {
+		for i, v := range page {
+			index := int((number*pageClusters + int64(i)) / r.perBlock)
+			if v != 0 && (index >= len(r.table) || r.table[index]&^511 == 0) {
+				list = append(list, index)
+			}
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// newBlock makes a refcount block.
+func (c *counter) newBlock(index int) error {
+	r := &c.d.refs
+	for {
+		if index < len(r.table) && r.table[index]&^511 != 0 {
+			return nil // by the way
+		}
+		var t taken
+		err := errTableFull
+		if index < len(r.table) {
+			t, err = r.areaLocked(c.ctx, 1)
+		}
+		if err == errTableFull {
+			if err := r.growTableLocked(c.ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if r.table[index]&^511 != 0 { // with what was taken
+			_, err := r.releaseLocked(c.ctx, []freeRange{{(t.end - 1) << c.d.clusterBits, c.d.cluster, freedOther}})
+			return err
+		}
+		b, err := r.roomLocked(c.ctx)
+		if err != nil {
+			r.untakeLocked(c.ctx, t)
+			return err
+		}
+		r.addBlockLocked(index, (t.end-1)<<c.d.clusterBits, b)
+	}
 }
 
 // encodeTable is a table of 64-bit numbers as it stands in the file.

@@ -29,7 +29,8 @@ type refcounts struct {
 	clock     uint64
 	dirty     int   // blocks
 	hint      int64 // every cluster before it is in use
-	top       int64 // no cluster from it on was ever in use
+	top       int64 // no cluster from it on was ever in use, or it is not in use and counts as such no more than fresh says
+	topFound  bool  // top was looked for
 	fresh     int64 // what the file has behind this offset is zero where no cluster was ever in use
 	opened    int64 // length of the file at first
 	grown     bool  // the file is longer than needed
@@ -240,6 +241,15 @@ func (r *refcounts) hasNewBlocks() bool {
 	r.Lock()
 	defer r.Unlock()
 	return len(r.newBlocks) > 0
+}
+
+// lackBlocks says whether there is no refcount block for a part of the file. Nothing should be there, as on a device that is longer
+// than the image has become; but a new block would be put there, whatever it is.
+func (r *refcounts) lackBlocks() bool {
+	r.Lock()
+	defer r.Unlock()
+	blocks := (r.top + r.perBlock - 1) / r.perBlock
+	return blocks > int64(len(r.table)) || slices.ContainsFunc(r.table[:blocks], func(e uint64) bool { return e&^511 == 0 })
 }
 
 // pending says whether blocks or entries of the table wait to be written.

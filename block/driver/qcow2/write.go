@@ -120,7 +120,9 @@ func (d *Disk) allocate(ctx context.Context, p []byte, off int64) (int64, error)
 	n := x.to - x.from
 	d.file.Event("write_aio")
 	if err := d.fill(ctx, &x, p[:n]); err != nil {
-		d.giveBack(ctx, &x)
+		if !block.IsSuspect(err) { // or the write may yet be carried out, and nobody else must get the clusters
+			d.giveBack(ctx, &x)
+		}
 		return 0, err
 	}
 	return n, d.enterExtent(ctx, &x)
@@ -328,6 +330,7 @@ func (d *Disk) enterExtent(ctx context.Context, x *extent) error {
 	}
 	defer d.maps.Unlock()
 	begin, _ := d.position(x.guest)
+	d.maps.markLocked(s, begin, begin+int(x.clusters*d.entry))
 	for i := range x.clusters {
 		guest, at := x.guest+i<<d.clusterBits, begin+int(i*d.entry)
 		e, err := d.readEntry(s.data[at:], guest)
@@ -345,7 +348,6 @@ func (d *Disk) enterExtent(ctx context.Context, x *extent) error {
 		e.allocated, e.zero = e.allocated|touched, e.zero&^touched
 		d.writeEntry(s.data[at:], e)
 	}
-	d.maps.markLocked(s, begin, begin+int(x.clusters*d.entry))
 	return nil
 }
 
