@@ -16,15 +16,16 @@ type Offload uint8
 const (
 	OffloadNone   Offload = iota
 	OffloadCloned         // the two images share the extents until one of them is written to
-	OffloadCopied
+	OffloadCopied         // and may share them nevertheless, where the file system likes to
 )
 
 // RangeCopier is a driver that can have the kernel copy from the image of another driver into its own. It copies the first
 // copied bytes of the n at off, and says how; what is copied is data, whatever it reads as. NotSupported says that it never
 // will from that image, any other error that it did not this time: then any part of the range may have been written. It does
-// not copy to where the image takes space already, which may have been allocated on purpose.
+// not copy to where the image takes space already, which may have been allocated on purpose. share says that the two images
+// may share extents.
 type RangeCopier interface {
-	CopyRange(ctx context.Context, from Driver, fromOff, off, n int64) (copied int64, how Offload, err error)
+	CopyRange(ctx context.Context, from Driver, fromOff, off, n int64, share bool) (copied int64, how Offload, err error)
 }
 
 // RangeMapper is a driver that passes its requests on unchanged but for their offset. Mapped tells where an offset of its
@@ -36,7 +37,7 @@ type RangeMapper interface {
 // CopyRange has the kernel copy bytes from offset fromOff of another node to offset off, as a write of data does; see
 // [RangeCopier]. It succeeds for the first copied bytes of the n. A node that looks for zeroes needs to see the data, so it
 // does not support this.
-func (n *Node) CopyRange(ctx context.Context, from *Node, fromOff, off, length int64) (copied int64, how Offload, err error) {
+func (n *Node) CopyRange(ctx context.Context, from *Node, fromOff, off, length int64, share bool) (copied int64, how Offload, err error) {
 	if err := n.check(OpWrite, off, length); err != nil {
 		return 0, 0, err
 	}
@@ -53,14 +54,14 @@ func (n *Node) CopyRange(ctx context.Context, from *Node, fromOff, off, length i
 	switch d := o.driver.(type) {
 	case RangeMapper:
 		child, at := d.Mapped(off)
-		copied, how, err = child.Node().CopyRange(ctx, from, fromOff, at, length)
+		copied, how, err = child.Node().CopyRange(ctx, from, fromOff, at, length, share)
 	case RangeCopier:
 		source, at := from.origin(fromOff)
 		if o.limits.RequestAlign > 1 {
 			h := n.rmw.Lock(off, length)
 			defer n.rmw.Unlock(h)
 		}
-		copied, how, err = d.CopyRange(ctx, source.now().driver, at, off, length)
+		copied, how, err = d.CopyRange(ctx, source.now().driver, at, off, length, share)
 		if err == nil {
 			from.countRead(copied)
 		}
@@ -105,6 +106,6 @@ func (n *Node) countRead(length int64) {
 }
 
 // CopyRange copies from another node to the node below; see [Node.CopyRange].
-func (e *Edge) CopyRange(ctx context.Context, from *Node, fromOff, off, n int64) (copied int64, how Offload, err error) {
-	return e.Node().CopyRange(ctx, from, fromOff, off, n)
+func (e *Edge) CopyRange(ctx context.Context, from *Node, fromOff, off, n int64, share bool) (copied int64, how Offload, err error) {
+	return e.Node().CopyRange(ctx, from, fromOff, off, n, share)
 }

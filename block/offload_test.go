@@ -22,7 +22,9 @@ func windows(t *testing.T, o block.Options, limits block.Limits) (g *block.Graph
 	window := func(name string, m *blocktest.Mem, offset int64, o block.Options) *block.Node {
 		below := blocktest.NewNode(t, g, name+"-file", m, block.Options{})
 		return blocktest.NewParent(t, g, name, o, []block.Child{{Name: "file", Node: below}},
-			func(edges []*block.Edge) (block.Driver, error) { return raw.Open(edges[0], raw.Options{Offset: offset}) })
+			func(edges []*block.Edge) (block.Driver, error) {
+				return raw.Open(edges[0], raw.Options{Offset: offset})
+			})
 	}
 	return g, window("s", from, 4*kib, block.Options{}), window("t", to, 8*kib, o), from, to
 }
@@ -30,7 +32,7 @@ func windows(t *testing.T, o block.Options, limits block.Limits) (g *block.Graph
 func TestCopyRange(t *testing.T) {
 	g, source, target, from, to := windows(t, block.Options{}, block.Limits{})
 	seen := addBitmap(t, g, target, block.BitmapConfig{Name: "b", Granularity: 4 * kib})
-	n, how, err := target.CopyRange(bg, source, 1000, 5000, 10000)
+	n, how, err := target.CopyRange(bg, source, 1000, 5000, 10000, true)
 	if err != nil || n != 10000 || how != block.OffloadCloned {
 		t.Fatalf("%d, %v, %v", n, how, err)
 	}
@@ -64,7 +66,7 @@ func TestCopyRangeIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, source, target, _, to := windows(t, c.options, c.limits)
-			if _, _, err := target.CopyRange(bg, source, 0, c.off, c.len); block.KindOf(err) != c.kind {
+			if _, _, err := target.CopyRange(bg, source, 0, c.off, c.len, true); block.KindOf(err) != c.kind {
 				t.Errorf("%v", err)
 			}
 			if !block.IsZero(to.Bytes()) {
@@ -84,7 +86,7 @@ func TestCopyRangeThatFailsLeavesDirtyBits(t *testing.T) {
 		}
 		return nil
 	})
-	if _, _, err := target.CopyRange(bg, source, 0, 0, 4096); !errors.Is(err, broken) {
+	if _, _, err := target.CopyRange(bg, source, 0, 0, 4096, true); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
 	expectDirty(t, seen, "0")

@@ -12,7 +12,7 @@ import (
 const copyStep = 128 << 10
 
 // CopyRange copies from another disk in memory, with the hooks of a read there and of a write here.
-func (m *Mem) CopyRange(ctx context.Context, from block.Driver, fromOff, off, n int64) (int64, block.Offload, error) {
+func (m *Mem) CopyRange(ctx context.Context, from block.Driver, fromOff, off, n int64, _ bool) (int64, block.Offload, error) {
 	source, ok := from.(*Mem)
 	if !ok || !m.options.CopyRange {
 		return 0, 0, block.NotSupported

@@ -136,7 +136,8 @@ func (h *Handlers) QueryBlockJobs(context.Context) ([]api.BlockJobInfo, error) {
 func work(s mirror.State) api.JobWork {
 	delay := s.GuestDelay.Nanoseconds()
 	w := api.JobWork{CopiedBytes: &s.Bytes.Copied, ZeroedBytes: &s.Bytes.Zeroed, SkippedBytes: &s.Bytes.Skipped,
-		DirtyBytes: &s.Dirty, Rate: &s.Rate, GuestWriteDelayNS: &delay}
+		OffloadedBytes: &s.Bytes.Offloaded,
+		DirtyBytes:     &s.Dirty, Rate: &s.Rate, GuestWriteDelayNS: &delay}
 	if s.SecondsLeft >= 0 {
 		w.SecondsLeft = &s.SecondsLeft
 	}

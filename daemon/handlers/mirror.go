@@ -23,6 +23,12 @@ func (h *Handlers) BlockdevMirror(ctx context.Context, a *api.BlockdevMirrorArgu
 		AutoFinalize: qmp.Or(a.AutoFinalize, true), AutoDismiss: qmp.Or(a.AutoDismiss, true),
 	}
 	o.Mode, o.Auto = copyMode(a.CopyMode)
+	switch a.CopyOffload {
+	case api.MirrorCopyOffloadRange:
+		o.Offload = mirror.OffloadRange
+	case api.MirrorCopyOffloadOff:
+		o.Offload = mirror.OffloadOff
+	}
 	var err error
 	if o.Source, err = h.graph.Node(a.Device); err != nil {
 		return err

@@ -62,11 +62,12 @@ func (m *Mirror) copy(ctx context.Context, o *op) result {
 			m.mu.Unlock()
 			r.targetErr, r.len = m.copyZero(o, at, end, &r), end-at
 		} else {
+			at = m.offload(ctx, o, at, end, &r)
 			if end-at > m.piece {
 				end = min(end, m.giveBackFrom(o, at+m.piece))
 			}
 			m.copyPieces(ctx, o, at, end, &r)
-			if r.data >= m.piece {
+			if r.data >= m.most() {
 				m.giveBackFrom(o, end) // it was taken for a hole, and guests wait for it
 			}
 		}

@@ -5,6 +5,7 @@ package mirror
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,7 @@ type disk struct {
 	lossy bool          // a failed flush loses what it had to make durable
 	keep  func() bool   // if set, says that nothing is to be lost now
 
+	offloads    bool     // it copies ranges of other disks, now and then not all of them, or none
 	permissions func()   // if set, is told of changes of the permissions
 	base        []byte   // not nil: what a backing file has where this disk is not allocated
 	net         *network // not nil: it is behind a connection
@@ -338,4 +340,33 @@ func (d *disk) changes() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.mu.writes
+}
+
+// CopyRange copies as a kernel might, for which both disks do what they do for a read and a write.
+func (d *disk) CopyRange(ctx context.Context, from block.Driver, fromOff, off, n int64, _ bool) (int64, block.Offload, error) {
+	source, ok := from.(*disk)
+	if !ok || !d.offloads || d.net != nil {
+		return 0, 0, block.NotSupported
+	}
+	d.mu.Lock()
+	dice := d.mu.random.Uint64()
+	d.mu.Unlock()
+	if dice%4 == 0 {
+		return 0, 0, errors.New("not this time")
+	}
+	how := block.OffloadCopied
+	if dice%4 == 1 {
+		how = block.OffloadCloned
+	}
+	if align := max(d.Limits().RequestAlign, 1); n > align && dice%3 == 0 {
+		n = max(n/2&^(align-1), align)
+	}
+	p := make([]byte, n)
+	if err := source.ReadAt(ctx, p, fromOff); err != nil {
+		return 0, 0, err
+	}
+	if err := d.WriteAt(ctx, p, off, 0); err != nil {
+		return 0, 0, err
+	}
+	return n, how, nil
 }

@@ -50,6 +50,7 @@ type Options struct {
 	OnTargetError  job.Policy
 	FilterName     string // node name of the filter, "" for an implicit one
 	TargetIsZero   bool
+	Offload        Offload
 	Auto           bool             // begin with Mode, and change it as the job sees fit
 	OnModeChange   func(ModeChange) // told of changes by an Auto job; called from the job's goroutine; may be nil
 	// OnPivot is called just before the users of the source are given the target, with all of them drained and the target
@@ -99,6 +100,7 @@ type Mirror struct {
 	planner *planner
 	failed  *failure // the first failure that the loop has not dealt with yet
 	hint    span     // an extent of the source that read as zero when it was last looked at
+	kernel  offloading
 	bytes   Bytes
 	auto    bool // the copy mode is the job's to choose
 	flow    flow
@@ -112,6 +114,8 @@ type Bytes struct {
 	Copied  int64 // read from the source and written to the target
 	Zeroed  int64 // zeroes written to the target
 	Skipped int64 // zeroes that the target had already
+	// Offloaded were copied by the kernel or the storage itself.
+	Offloaded int64
 }
 
 // failure is a failed request on its way to the loop.
@@ -147,6 +151,7 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 	} else {
 		m.piece &^= min(pieceSize, opts.Granularity) - 1
 	}
+	m.kernel.off = opts.Offload == OffloadOff || m.detect != block.DetectZeroesOff || opts.Commit != CommitNot
 	m.workers = int(min(max(opts.BufSize/m.piece, 1), maxWorkers))
 	m.results = make(chan result, m.workers)
 	if opts.TargetIsZero && opts.Sync == SyncFull {

@@ -235,7 +235,7 @@ func (l *loop) startCopy(ctx context.Context, now time.Time) (started bool, err 
 		return false, err
 	}
 	o := opPool.Get().(*op)
-	if !m.claimNext(o, l.limiter.Piece(m.planner.d.Granularity(), m.piece)) {
+	if !m.claimNext(o, l.limiter.Piece(m.planner.d.Granularity(), m.most())) {
 		gate.Leave()
 		opPool.Put(o)
 		return false, nil

@@ -50,15 +50,15 @@ func TestSchedules(t *testing.T) {
 
 // tally counts, so that one can see that the schedules reach what they are to test.
 type tally struct {
-	jobs, completed, soft, cancelled, failed, ready, audits, synced, requests, faults, quiet, durable atomic.Int64
+	jobs, completed, soft, cancelled, failed, ready, audits, synced, requests, faults, quiet, durable, offloaded atomic.Int64
 	networked
 }
 
 func (c *tally) String() string {
 	return fmt.Sprintf("%d jobs (%d ready, %d completed, %d left softly, %d cancelled, %d failed), %d requests, %d failed requests of jobs, "+
-		"%d audits (%d in sync), %d quiet, %d durable, %v", c.jobs.Load(), c.ready.Load(), c.completed.Load(), c.soft.Load(), c.cancelled.Load(),
+		"%d audits (%d in sync), %d quiet, %d durable, %d bytes offloaded, %v", c.jobs.Load(), c.ready.Load(), c.completed.Load(), c.soft.Load(), c.cancelled.Load(),
 		c.failed.Load(), c.requests.Load(), c.faults.Load(), c.audits.Load(), c.synced.Load(), c.quiet.Load(), c.durable.Load(),
-		&c.networked)
+		c.offloaded.Load(), &c.networked)
 }
 
 // schedule is one run.
@@ -119,6 +119,7 @@ func newSchedule(t *testing.T, seed uint64, total *tally) *schedule {
 			o.StatusMost *= 64
 		}
 		d := newDisk(seed*8+n, content, o)
+		d.offloads = chance(r, 50)
 		d.slow, d.cut = slow, one[int64](r, 0, 4096, 65536)
 		if chance(r, 30) {
 			d.slow = 0
@@ -392,6 +393,7 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 	s.mend()
 	s.loses.Store(s.target)
 	o.TargetIsZero = chance(r, 50) && block.IsZero(s.target.Bytes())
+	o.Offload = one(r, OffloadAuto, OffloadAuto, OffloadRange, OffloadOff)
 	s.setScope(&o)
 	s.mu.Lock()
 	s.partial = o.Sync != SyncFull
@@ -409,6 +411,7 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 	s.current.Store(&current{m, s.target, !verbs && !s.faulty && o.Mode == WriteBlocking && o.Sync == SyncFull && s.target.base == nil})
 	a.start(r, alone, verbs)
 	a.finish(r)
+	s.total.offloaded.Add(m.State().Bytes.Offloaded)
 	s.current.Store(nil)
 	close(a.done)
 	a.wait.Wait()

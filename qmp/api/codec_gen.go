@@ -5103,6 +5103,10 @@ func (v *BlockdevMirrorArguments) encodeMembers(e *qmp.Encoder) {
 		e.Key("bitmap")
 		e.String(*v.Bitmap)
 	}
+	if v.CopyOffload != "" {
+		e.Key("copy-offload")
+		e.String(string(v.CopyOffload))
+	}
 }
 
 // DecodeQMP fills v.
@@ -5154,6 +5158,9 @@ func (v *BlockdevMirrorArguments) decodeMembers(m *qmp.Members) {
 	}
 	if p := m.Optional("bitmap"); p.Present() {
 		v.Bitmap = new(p.Text())
+	}
+	if p := m.Optional("copy-offload"); p.Present() {
+		v.CopyOffload = qmp.DecodeEnum[MirrorCopyOffload](p)
 	}
 }
 

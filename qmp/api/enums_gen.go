@@ -350,6 +350,28 @@ func (v MirrorCopyMode) Valid() bool {
 	return false
 }
 
+// MirrorCopyOffload: What the kernel may do to copy data between two image files.  An addition
+// to QEMU's protocol.
+type MirrorCopyOffload string
+
+// Values of MirrorCopyOffload.
+const (
+	MirrorCopyOffloadAuto  MirrorCopyOffload = "auto"  // share extents of the source with the target where the file system can (reflink), else copy_file_range
+	MirrorCopyOffloadRange MirrorCopyOffload = "range" // copy_file_range only; some file systems share extents then, too
+	MirrorCopyOffloadOff   MirrorCopyOffload = "off"   // nothing: data is read and written
+)
+
+// Valid tells whether v is one of the values.
+func (v MirrorCopyOffload) Valid() bool {
+	switch v {
+	case MirrorCopyOffloadAuto,
+		MirrorCopyOffloadRange,
+		MirrorCopyOffloadOff:
+		return true
+	}
+	return false
+}
+
 // IoOperationType: Directions of a request.
 type IoOperationType string
 

@@ -2090,6 +2090,8 @@ type BlockdevMirrorArguments struct {
 	TargetIsZero *bool
 	// with sync=bitmap or incremental: the dirty bitmap of @device that says what to copy (an addition)
 	Bitmap *string
+	// what the kernel may do to copy data between two image files (an addition; default: auto)
+	CopyOffload MirrorCopyOffload
 }
 
 // MarshalJSON returns what goes over the wire.

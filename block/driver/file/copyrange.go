@@ -24,7 +24,8 @@ var (
 
 // CopyRange has the file system share the extents of another image (FICLONERANGE), or else copies inside the kernel
 // (copy_file_range). The latter goes through the page cache, so with O_DIRECT on either side it is not done.
-func (f *File) CopyRange(ctx context.Context, from block.Driver, fromOff, off, n int64) (copied int64, how block.Offload, err error) {
+func (f *File) CopyRange(ctx context.Context, from block.Driver, fromOff, off, n int64, share bool) (copied int64, how block.Offload,
+	err error) {
 	source, ok := from.(*File)
 	if !ok || f.options.HostDevice || source.options.HostDevice {
 		return 0, 0, block.NotSupported
@@ -42,7 +43,7 @@ func (f *File) CopyRange(ctx context.Context, from block.Driver, fromOff, off, n
 		return 0, 0, errTaken
 	}
 	n = free
-	if f.noClone.Load() != source {
+	if share && f.noClone.Load() != source {
 		copied, err = f.clone(source, fromOff, off, n)
 		if copied > 0 {
 			return copied, block.OffloadCloned, nil

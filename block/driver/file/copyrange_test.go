@@ -59,7 +59,7 @@ func twoImages(t *testing.T, dir string, data []byte, o Options) (source, target
 func copyAll(t *testing.T, source, target *File, fromOff, off, n int64) (hows []block.Offload) {
 	t.Helper()
 	for n > 0 {
-		k, how, err := target.CopyRange(t.Context(), source, fromOff, off, n)
+		k, how, err := target.CopyRange(t.Context(), source, fromOff, off, n, true)
 		if err != nil || k < 1 || k > n {
 			t.Fatalf("CopyRange(%d, %d, %d) = %d, %v, %v", fromOff, off, n, k, how, err)
 		}
@@ -72,7 +72,7 @@ func copyAll(t *testing.T, source, target *File, fromOff, off, n int64) (hows []
 func TestCopyRange(t *testing.T) {
 	data := noise(4<<20 + 512)
 	source, target := twoImages(t, t.TempDir(), data, Options{})
-	if _, _, err := target.CopyRange(t.Context(), source, 0, 0, 512); errors.Is(err, block.NotSupported) {
+	if _, _, err := target.CopyRange(t.Context(), source, 0, 0, 512, true); errors.Is(err, block.NotSupported) {
 		t.Skip("the file system does not tell where its files take space, or the kernel does not copy there")
 	} else if err != nil {
 		t.Fatal(err)
@@ -87,14 +87,14 @@ func TestCopyRange(t *testing.T) {
 	if err := target.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("the target is not what was copied: %v", err)
 	}
-	if _, _, err := target.CopyRange(t.Context(), source, 0, 1<<20+512, 4096); !errors.Is(err, errTaken) {
+	if _, _, err := target.CopyRange(t.Context(), source, 0, 1<<20+512, 4096, true); !errors.Is(err, errTaken) {
 		t.Errorf("a copy to where the target takes space: %v", err)
 	}
 	must(t, unix.Fallocate(target.fd, 0, 64<<10, 64<<10))
-	if k, _, err := target.CopyRange(t.Context(), source, 32<<10, 32<<10, 1<<20); err != nil || k > 32<<10 {
+	if k, _, err := target.CopyRange(t.Context(), source, 32<<10, 32<<10, 1<<20, true); err != nil || k > 32<<10 {
 		t.Errorf("a copy up to what was allocated on purpose: %d bytes, %v", k, err)
 	}
-	if _, _, err := target.CopyRange(t.Context(), source, 64<<10, 64<<10, 4096); !errors.Is(err, errTaken) {
+	if _, _, err := target.CopyRange(t.Context(), source, 64<<10, 64<<10, 4096, true); !errors.Is(err, errTaken) {
 		t.Errorf("a copy to what was allocated on purpose: %v", err)
 	}
 }
@@ -102,11 +102,11 @@ func TestCopyRange(t *testing.T) {
 func TestCopyRangeRefuses(t *testing.T) {
 	dir := t.TempDir()
 	source, target := twoImages(t, dir, noise(1<<20), Options{})
-	if _, _, err := target.CopyRange(t.Context(), blocktest.NewMem(blocktest.MemOptions{Size: 1 << 20}), 0, 0, 4096); err != block.NotSupported {
+	if _, _, err := target.CopyRange(t.Context(), blocktest.NewMem(blocktest.MemOptions{Size: 1 << 20}), 0, 0, 4096, true); err != block.NotSupported {
 		t.Errorf("from something else than a file: %v", err)
 	}
 	must(t, os.Truncate(filepath.Join(dir, "source"), 4096))
-	if k, _, err := target.CopyRange(t.Context(), source, 4096, 4096, 4096); err == nil {
+	if k, _, err := target.CopyRange(t.Context(), source, 4096, 4096, 4096, true); err == nil {
 		t.Errorf("behind the end of the source: %d bytes", k)
 	}
 }
@@ -137,7 +137,7 @@ func TestClone(t *testing.T) {
 				t.Errorf("a write to the target shows in the source: %v", err)
 			}
 			if o.Direct {
-				if _, _, err := target.CopyRange(t.Context(), source, 512, 512, 512); err == nil {
+				if _, _, err := target.CopyRange(t.Context(), source, 512, 512, 512, true); err == nil {
 					t.Error("with O_DIRECT a part of a block went through the page cache")
 				}
 			}
