@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import "context"
+
+func runCancel(ctx context.Context, s *settings) error { return nil }
+func runSoak(ctx context.Context, s *settings) error   { return nil }

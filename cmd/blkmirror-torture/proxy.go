@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"net"
+	"sync"
+)
+
+// proxy is a line between the daemon and the server of its target, that can be cut and can fall silent.
+type proxy struct {
+	listener net.Listener
+	server   string // socket
+	carriers sync.WaitGroup
+
+	mu struct {
+		sync.Mutex
+		lines  map[*line]bool
+		silent chan struct{} // closed when what is sent is carried again; nil while it is
+		closed bool
+	}
+}
+
+// line is one connection.
+type line struct {
+	client, server net.Conn
+	late           bool // the client's end is gone
+}
+
+func startProxy(socket, server string) (*proxy, error) {
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	p := &proxy{listener: l, server: server}
+	p.mu.lines = map[*line]bool{}
+	p.carriers.Go(p.accept)
+	return p, nil
+}
+
+func (p *proxy) accept() {
+	for {
+		client, err := p.listener.Accept()
+		if err != nil {
+			return // closed
+		}
+		server, err := net.Dial("unix", p.server)
+		if err != nil {
+			client.Close() // as a line to a host that is off
+			continue
+		}
+		l := &line{client: client, server: server}
+		p.mu.Lock()
+		if p.mu.closed {
+			client.Close()
+			server.Close()
+		}
+		p.mu.lines[l] = true
+		p.mu.Unlock()
+		p.carriers.Go(func() {
+			var back sync.WaitGroup
+			back.Go(func() {
+				p.carry(client, server)
+				client.Close()
+			})
+			p.carry(server, client)
+			server.Close()
+			back.Wait()
+			p.mu.Lock()
+			delete(p.mu.lines, l)
+			p.mu.Unlock()
+		})
+	}
+}
+
+// carry takes bytes from one end to the other until one of them is closed. While the line is silent it has them.
+func (p *proxy) carry(to, from net.Conn) {
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buffer)
+		if n > 0 {
+			p.mu.Lock()
+			silent := p.mu.silent
+			p.mu.Unlock()
+			if silent != nil {
+				<-silent
+			}
+			if _, err := to.Write(buffer[:n]); err != nil {
+				from.Close() // the other end is told
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// silence makes the line take bytes and not carry them.
+func (p *proxy) silence() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mu.silent == nil {
+		p.mu.silent = make(chan struct{})
+	}
+}
+
+// speak ends a silence: what was sent meanwhile arrives, also where only one end is there by now.
+func (p *proxy) speak() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mu.silent != nil {
+		close(p.mu.silent)
+		p.mu.silent = nil
+	}
+}
+
+// cut ends all connections at once. With late, the server does not know yet: what it was sent arrives when the line speaks again.
+func (p *proxy) cut(late bool) (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.mu.lines {
+		l.client.Close()
+		if l.late = late; !late {
+			l.server.Close()
+		}
+		n++
+	}
+	return n
+}
+
+// settle waits until what was late has arrived: no connection is left that has one end only.
+func (p *proxy) settle(ctx context.Context) error {
+	return until(ctx, startLimit, "late requests arrive", func() (bool, error) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for l := range p.mu.lines {
+			if l.late {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+}
+
+// close ends the line for good.
+func (p *proxy) close() {
+	p.listener.Close()
+	p.speak()
+	p.mu.Lock()
+	p.mu.closed = true
+	p.mu.Unlock()
+	p.cut(false)
+	p.carriers.Wait()
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// abilities are what this machine lets us do.
+type abilities struct {
+	qcow2   bool // qemu-img is there to make such images, and to read them
+	qemuNBD bool
+	mounts  bool // small file systems can be mounted
+}
+
+// find looks for what the machine lets us do, and says what is missing.
+func find(s *settings) (can abilities, missing []string) {
+	if can.qcow2 = s.qemuImg != ""; !can.qcow2 {
+		missing = append(missing, "qemu-img: no qcow2 images")
+	}
+	if can.qemuNBD = s.qemuNBD != ""; !can.qemuNBD {
+		missing = append(missing, "qemu-nbd: no targets on it")
+	}
+	err := func() error {
+		dir, err := os.MkdirTemp(s.folder, "bmt-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		for _, kind := range []string{"tmpfs", "ext4"} {
+			small, err := mountSmall(kind, filepath.Join(dir, kind), 8<<20)
+			if err != nil {
+				return err
+			}
+			if err := small.unmount(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}()
+	if can.mounts = err == nil; !can.mounts {
+		missing = append(missing, fmt.Sprintf("small file systems: no full disks (%v)", err))
+	}
+	if _, err := os.Stat("/dev/mapper/control"); err != nil {
+		missing = append(missing, "device mapper: errors of disks come from fault nodes alone")
+	}
+	return can, missing
+}
+
+// small is a file system that can be filled up.
+type small struct{ kind, folder string }
+
+// mountSmall makes a file system of a size and mounts it on a new folder.
+func mountSmall(kind, folder string, size int64) (*small, error) {
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		return nil, err
+	}
+	if kind == "tmpfs" {
+		return &small{kind, folder}, unix.Mount("tmpfs", folder, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d,mode=0700", size))
+	}
+	disk := folder + ".disk"
+	f, err := os.OpenFile(disk, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+		return nil, err
+	}
+	for _, argv := range [][]string{
+		{"mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", disk},
+		{"mount", "-o", "loop,nosuid,nodev", disk, folder},
+	} {
+		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out)
+		}
+	}
+	return &small{kind, folder}, nil
+}
+
+func (s *small) filler() string { return filepath.Join(s.folder, "filler") }
+
+// full takes all space that is left.
+func (s *small) full() error {
+	f, err := os.OpenFile(s.filler(), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	zeroes := make([]byte, 1<<20)
+	for len(zeroes) >= sectorSize {
+		n, err := f.Write(zeroes)
+		switch {
+		case errors.Is(err, syscall.ENOSPC) && n == 0:
+			zeroes = zeroes[:len(zeroes)/2]
+		case err != nil && !errors.Is(err, syscall.ENOSPC):
+			return err
+		}
+	}
+	return nil
+}
+
+// heal gives it back.
+func (s *small) heal() error { return os.Remove(s.filler()) }
+
+func (s *small) unmount() error {
+	if err := unix.Unmount(s.folder, 0); err != nil {
+		return fmt.Errorf("unmount %s: %w", s.folder, err)
+	}
+	return nil
+}
