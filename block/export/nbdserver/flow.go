@@ -21,25 +21,28 @@ type task struct {
 }
 
 // admit counts a request in, if there is room for it.
-func (s *session) admit(ctx context.Context, cost int64) bool {
+func (s *session) admit(ctx context.Context, t *task) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.admitLocked(ctx, cost)
+	return s.admitLocked(ctx, t)
 }
 
 // admitLater waits until there is room. Others are at work and make it; if the session breaks, all that is under way
 // ends.
-func (s *session) admitLater(ctx context.Context, cost int64) {
+func (s *session) admitLater(ctx context.Context, t *task) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for !s.admitLocked(ctx, cost) {
+	for !s.admitLocked(ctx, t) {
 		s.mu.room.Wait()
 	}
 }
 
-func (s *session) admitLocked(ctx context.Context, cost int64) bool {
-	if s.mu.requests >= maxRequests || s.mu.bytes+cost > maxBytes {
+func (s *session) admitLocked(ctx context.Context, t *task) bool {
+	if s.mu.requests >= maxRequests || s.mu.bytes+t.cost > maxBytes {
 		return false
+	}
+	if t.Command == nbd.CmdRead && s.mu.writing && s.mu.unsent >= maxUnsent {
+		return false // what is read faster than the client takes it makes nothing but cold memory
 	}
 	if s.mu.requests > 0 {
 		s.deep = deepFor
@@ -47,7 +50,7 @@ func (s *session) admitLocked(ctx context.Context, cost int64) bool {
 		s.deep--
 	}
 	s.mu.requests++
-	s.mu.bytes += cost
+	s.mu.bytes += t.cost
 	s.spareLocked(ctx)
 	return true
 }
@@ -78,6 +81,7 @@ func (s *session) answer(t *task, failure nbd.Errno) (more bool) {
 		}
 		s.mu.out.heads = s.appendHead(s.mu.out.heads, t, failure, reply)
 		s.mu.out.add(reply, t.cost)
+		s.mu.unsent += t.cost
 		more = !s.mu.out.full()
 	}
 	s.mu.Unlock()
@@ -134,6 +138,7 @@ func (s *session) flush() {
 		batch.reset()
 		s.mu.Lock()
 		s.mu.empty = batch
+		s.mu.unsent -= cost
 		s.leaveLocked(requests, cost)
 	}
 	s.mu.writing = false

@@ -8,17 +8,26 @@ import (
 	"github.com/blkmirror/blkmirror/block"
 )
 
-// inputSize is how much is read at once.
-const inputSize = 128 << 10
+const (
+	// inputSize is how much is read at once.
+	inputSize = 128 << 10
+	// bigPayload is data that is better read to where it belongs than copied there; behind it no more than nextHeads is
+	// read at once, because the next request is likely to be of the same sort.
+	bigPayload = 64 << 10
+	nextHeads  = 4 << 10
+)
 
 // input reads from a connection in bulk. It is used by one goroutine at a time.
 type input struct {
-	from io.Reader
-	pool *block.Buffer
-	r, w int // pool.B[r:w] was read and is not used yet
+	from  io.Reader
+	pool  *block.Buffer
+	r, w  int // pool.B[r:w] was read and is not used yet
+	ahead int // how much to read at once
 }
 
-func newInput(from io.Reader) *input { return &input{from: from, pool: block.GetBuffer(inputSize)} }
+func newInput(from io.Reader) *input {
+	return &input{from: from, pool: block.GetBuffer(inputSize), ahead: inputSize}
+}
 
 // release gives the memory back; nothing can be read any more.
 func (in *input) release() { in.pool.Release() }
@@ -38,7 +47,7 @@ func (in *input) fill(n int) error {
 		in.r = 0
 	}
 	for in.w-in.r < n {
-		got, err := in.from.Read(in.pool.B[in.w:])
+		got, err := in.from.Read(in.pool.B[in.w:min(len(in.pool.B), max(in.r+n, in.w+in.ahead))])
 		in.w += got
 		if err != nil && in.w-in.r < n {
 			if err == io.EOF && in.w > in.r {
@@ -62,6 +71,10 @@ func (in *input) next(n int) ([]byte, error) {
 
 // take fills p: with what is buffered, the rest straight from the connection.
 func (in *input) take(p []byte) error {
+	in.ahead = inputSize
+	if len(p) >= bigPayload {
+		in.ahead = nextHeads
+	}
 	n := copy(p, in.buffered())
 	in.r += n
 	if n == len(p) {

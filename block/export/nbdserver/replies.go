@@ -12,9 +12,9 @@ import (
 
 const (
 	// batchRequests and batchBytes end a batch of replies though more requests are at hand, so that the client has
-	// something to do meanwhile.
+	// something to do meanwhile, and data leaves while a processor's cache still has it.
 	batchRequests = maxRequests / 2
-	batchBytes    = 1 << 20
+	batchBytes    = 256 << 10
 
 	// maxHead is the most bytes of a reply that are not in a buffer.
 	maxHead = nbd.ExtendedChunkSize + 8

@@ -20,6 +20,8 @@ const (
 	// were not written, and the bytes of data that they hold. The largest request fits.
 	maxRequests = 64
 	maxBytes    = nbd.MaxPayload
+	// maxUnsent is how many bytes of replies may wait for a client before nothing more is read from the disk for it.
+	maxUnsent = 512 << 10
 	// maxIdle is how many goroutines of a session wait for the turn rather than end.
 	maxIdle = 8
 	// maxDrain is the most data that is read only to be thrown away, after a request that is refused.
@@ -77,6 +79,7 @@ type session struct {
 		err      error     // why the session ended, if not in good order
 		requests int
 		bytes    int64
+		unsent   int64 // bytes of replies that wait to be written, or are being written
 		out      *replies
 		empty    *replies // takes the place of out while that is written
 	}
@@ -155,11 +158,11 @@ func (s *session) step(ctx context.Context) bool {
 	}
 	t := task{Request: r}
 	refused := s.check(&t)
-	if !s.admit(ctx, t.cost) {
+	if !s.admit(ctx, &t) {
 		if !s.flushInTurn(ctx) {
 			return false
 		}
-		s.admitLater(ctx, t.cost)
+		s.admitLater(ctx, &t)
 	}
 	s.in.skip(s.requestSize)
 	if err := s.takePayload(&t, refused); err != nil {
