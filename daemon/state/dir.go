@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,7 @@ const (
 	previous = "state.previous"
 	ignored  = "state.ignored-"
 	contents = "bitmaps-"
+	intents  = "intent-"
 	lockName = "lock"
 )
 
@@ -249,4 +251,44 @@ func (d *Dir) DropContents() error {
 		}
 	}
 	return err
+}
+
+// NewIntent finds a name for an intent file that none has.
+func (d *Dir) NewIntent() (string, error) {
+	names, err := d.files.names()
+	if err != nil {
+		return "", fmt.Errorf("state directory '%s': %w", d.path, err)
+	}
+	for n := 1; ; n++ {
+		if name := fmt.Sprint(intents, n); !slices.Contains(names, name) {
+			return name, nil
+		}
+	}
+}
+
+// IntentPath is where an intent file of a name is, which must be such a name.
+func (d *Dir) IntentPath(name string) (string, error) {
+	if !strings.HasPrefix(name, intents) || strings.Contains(name, "/") {
+		return "", fmt.Errorf("'%s' is no name of an intent file", name)
+	}
+	return filepath.Join(d.path, name), nil
+}
+
+// DropIntents removes the intent files that are not to be kept, when no state refers to them any more.
+func (d *Dir) DropIntents(keep []string) error {
+	names, err := d.files.names()
+	for _, n := range names {
+		if strings.HasPrefix(n, intents) && !slices.Contains(keep, n) {
+			err = errors.Join(err, d.files.remove(n))
+		}
+	}
+	return err
+}
+
+// Sync makes the names of new files in the directory durable.
+func (d *Dir) Sync() error {
+	if err := d.files.sync(); err != nil {
+		return fmt.Errorf("state directory '%s': %w", d.path, err)
+	}
+	return nil
 }

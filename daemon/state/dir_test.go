@@ -248,6 +248,28 @@ func TestDirectory(t *testing.T) {
 	if err := d.DropContents(); err != nil {
 		t.Fatal(err)
 	}
+	for _, want := range []string{"intent-1", "intent-2", "intent-3"} {
+		name, err := d.NewIntent()
+		if err != nil || name != want {
+			t.Fatalf("%q %v", name, err)
+		}
+		at, err := d.IntentPath(name)
+		if err != nil || at != filepath.Join(path, name) {
+			t.Fatalf("%q %v", at, err)
+		}
+		if err := os.WriteFile(at, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(d.DropIntents([]string{"intent-2"}), d.Sync()); err != nil {
+		t.Fatal(err)
+	}
+	if name, err := d.NewIntent(); err != nil || name != "intent-1" {
+		t.Errorf("%q %v", name, err)
+	}
+	if _, err := d.IntentPath("intent-/../../x"); err == nil {
+		t.Error("it reads files elsewhere")
+	}
 	for i, keep := range []bool{true, false} {
 		name, err := d.SetAside(keep)
 		if err != nil || name != fmt.Sprintf("%s/state.ignored-%d", path, i+1) {

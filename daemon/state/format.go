@@ -12,7 +12,7 @@ import (
 
 const (
 	magic   = "blkmirror-state"
-	version = 1
+	version = 2 // 1 had no jobs
 	// maxSize is how long a state may be, in bytes.
 	maxSize = 64 << 20
 	// maxBitmap is how long the bits of one bitmap may be, in bytes, in whole words.
@@ -26,6 +26,18 @@ type State struct {
 	Bitmaps []Bitmap `json:"bitmaps,omitempty"`
 	Server  *Item    `json:"nbd-server,omitempty"`
 	Exports []Item   `json:"exports,omitempty"`
+	Jobs    []Job    `json:"jobs,omitempty"`
+}
+
+// Job is a mirror that goes on.
+type Job struct {
+	Definition json.RawMessage `json:"definition"` // the arguments of blockdev-mirror, as they would be now
+	Paused     bool            `json:"paused,omitempty"`
+	// Intent is the name of the file in the directory that knows what the job has left to do.
+	Intent string `json:"intent"`
+	// Source and Target are the files or the URIs that the disks are in.
+	Source string `json:"source"`
+	Target string `json:"target"`
 }
 
 // Item is one thing with a definition.
@@ -57,18 +69,20 @@ type Contents struct {
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // checksum is over everything in the file but itself.
-func checksum(sequence uint64, body []byte) uint32 {
-	crc := crc32.Checksum(fmt.Appendf(nil, "%s %d %d %d\n", magic, version, sequence, len(body)), castagnoli)
+func checksum(of, sequence uint64, body []byte) uint32 {
+	crc := crc32.Checksum(fmt.Appendf(nil, "%s %d %d %d\n", magic, of, sequence, len(body)), castagnoli)
 	return crc32.Update(crc, castagnoli, body)
 }
 
 // encode is a state as a file has it: a line "MAGIC VERSION SEQUENCE LENGTH CRC32C" and a body of LENGTH bytes.
-func encode(sequence uint64, body []byte) []byte {
-	head := fmt.Appendf(nil, "%s %d %d %d %08x\n", magic, version, sequence, len(body), checksum(sequence, body))
+func encode(sequence uint64, body []byte) []byte { return encodeAs(version, sequence, body) }
+
+func encodeAs(of, sequence uint64, body []byte) []byte {
+	head := fmt.Appendf(nil, "%s %d %d %d %08x\n", magic, of, sequence, len(body), checksum(of, sequence, body))
 	return append(head, body...)
 }
 
-// decode is the way back. It takes only what encode makes.
+// decode is the way back. It takes only what encode makes, or made in an earlier version.
 func decode(file []byte) (sequence uint64, body []byte, s *State, err error) {
 	head, body, found := bytes.Cut(file, []byte("\n"))
 	if !bytes.HasPrefix(head, []byte(magic+" ")) {
@@ -79,8 +93,8 @@ func decode(file []byte) (sequence uint64, body []byte, s *State, err error) {
 	}
 	var of, length uint64
 	var crc uint32
-	if _, err := fmt.Sscanf(string(head), magic+" %d", &of); err == nil && of != version {
-		return 0, nil, nil, fmt.Errorf("it has version %d, and this program knows version %d only", of, version)
+	if _, err := fmt.Sscanf(string(head), magic+" %d", &of); err == nil && (of < 1 || of > version) {
+		return 0, nil, nil, fmt.Errorf("it has version %d, and this program knows versions up to %d", of, version)
 	}
 	if !found {
 		return 0, nil, nil, fmt.Errorf("it is cut off in its first line")
@@ -94,8 +108,8 @@ func decode(file []byte) (sequence uint64, body []byte, s *State, err error) {
 		return 0, nil, nil, fmt.Errorf("it is cut off: %d bytes of %d are there", len(body), length)
 	case length < uint64(len(body)):
 		return 0, nil, nil, fmt.Errorf("it is damaged: %d bytes follow its end", uint64(len(body))-length)
-	case !bytes.Equal(file, encode(sequence, body)):
-		return 0, nil, nil, fmt.Errorf("it is damaged: its CRC32C is %08x and should be %08x", checksum(sequence, body), crc)
+	case !bytes.Equal(file, encodeAs(of, sequence, body)):
+		return 0, nil, nil, fmt.Errorf("it is damaged: its CRC32C is %08x and should be %08x", checksum(of, sequence, body), crc)
 	}
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
@@ -105,6 +119,9 @@ func decode(file []byte) (sequence uint64, body []byte, s *State, err error) {
 	}
 	if _, err := d.Token(); err != io.EOF {
 		return 0, nil, nil, fmt.Errorf("its document is followed by something else")
+	}
+	if of == 1 && s.Jobs != nil {
+		return 0, nil, nil, fmt.Errorf("its document makes no sense: version 1 has no jobs")
 	}
 	return sequence, body, s, nil
 }
