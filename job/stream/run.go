@@ -15,32 +15,45 @@ const (
 	pieceSize = 512 << 10
 	// leastPiece is the least that is copied in one go with a low speed.
 	leastPiece = 64 << 10
+	// workers is the most pieces in flight.
+	workers = 4
 	// How long the job waits before it tries a failed piece again under the policy ignore, at first and at most.
 	retryFirst, retryMost = 50 * time.Millisecond, 5 * time.Second
 )
 
+// span is a part of the disk, in bytes.
+type span struct{ off, end int64 }
+
+// result is what came of a piece.
+type result struct {
+	span
+	done   int64 // where the piece was left
+	copied int64 // bytes that had to be
+	err    error
+}
+
 // run is the state of the job's goroutine.
 type run struct {
 	*Stream
-	limiter job.Limiter
-	retry   time.Duration // how long a failed piece waits next time
-	notYet  time.Time     // nothing is copied before
+	limiter  job.Limiter
+	at       int64  // where the search for the next piece begins
+	again    []span // pieces that failed
+	inFlight int
+	results  chan result
+	failed   error         // of the first piece that failed and was not dealt with
+	retry    time.Duration // how long a failed piece waits next time
+	notYet   time.Time     // nothing is copied before
 }
 
 // Run goes over the disk once, and finishes.
 func (s *Stream) Run(ctx context.Context, j *job.Job) error {
-	r := &run{Stream: s, retry: retryFirst}
-	size := s.opts.Device.Size()
-	j.Progress.SetRemaining(size)
-	for at := int64(0); at < size; {
-		n, err := r.step(ctx, at, size-at)
-		if err != nil {
-			return err
-		}
-		j.Progress.Done(n)
-		at += n
+	r := &run{Stream: s, retry: retryFirst, results: make(chan result, workers)}
+	err := r.copyAll(ctx)
+	r.settle()
+	if err == nil {
+		err = r.flush(ctx)
 	}
-	if err := r.flush(ctx); err != nil {
+	if err != nil {
 		return err
 	}
 	for !j.EnterPending() {
@@ -58,94 +71,180 @@ func (s *Stream) Run(ctx context.Context, j *job.Job) error {
 	return s.finish(ctx)
 }
 
-// step deals with the disk from an offset on, for at most n bytes, and returns for how many it did; 0 to try again.
-func (r *run) step(ctx context.Context, at, n int64) (done int64, err error) {
-	if err := r.wait(ctx); err != nil {
+// copyAll goes over the disk.
+func (r *run) copyAll(ctx context.Context) error {
+	size := r.opts.Device.Size()
+	r.job.Progress.SetRemaining(size)
+	for {
+		wait, err := r.look(ctx)
+		if err != nil {
+			return err
+		}
+		switch next := r.at < size || len(r.again) > 0; {
+		case next && wait <= 0 && r.inFlight < workers:
+			if err := r.step(ctx, size); err != nil && !errors.Is(err, job.ErrPause) {
+				return err
+			}
+		case next || r.inFlight > 0:
+			r.sleep(ctx, wait)
+		default:
+			return nil
+		}
+	}
+}
+
+// look deals with what others want and with what failed, and says how long the next piece has to wait.
+func (r *run) look(ctx context.Context) (time.Duration, error) {
+	if err := context.Cause(ctx); err != nil {
 		return 0, err
 	}
-	r.job.SetBusy(true)
-	defer r.job.SetBusy(false)
-	var copied int64
-	err = r.inside(ctx, func() error {
-		length, missing, err := r.missing(ctx, at, n)
-		if err != nil || !missing {
-			done = length
-			return readFailed(err, at, n)
+	if r.failed != nil {
+		r.settle() // what failed beside it is tried again, too
+		err := r.failed
+		r.failed = nil
+		if err := r.report(err); err != nil {
+			return 0, err
 		}
-		done, copied, err = r.populate(ctx, at, min(length, r.limiter.Piece(leastPiece, pieceSize)))
+	}
+	if r.job.PauseWanted() {
+		r.settle()
+		if err := r.job.Checkpoint(ctx); err != nil {
+			return 0, err
+		}
+		r.notYet = time.Time{}
+		if r.job.WasStopped() {
+			r.failed = nil // whatever else failed then is tried again
+		}
+	}
+	now := time.Now()
+	r.limiter.SetSpeed(r.job.Speed(), now)
+	return max(r.limiter.Wait(now), r.notYet.Sub(now)), nil
+}
+
+// sleep waits until something happens, or for some time if there is something to do then.
+func (r *run) sleep(ctx context.Context, wait time.Duration) {
+	r.job.SetBusy(r.inFlight > 0)
+	var late <-chan time.Time
+	if wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case done := <-r.results:
+		r.ended(done)
+	case <-late:
+	case <-r.job.Wake():
+	case <-ctx.Done():
+	}
+}
+
+// step looks for what the device lacks, and hands it to a goroutine of its own.
+func (r *run) step(ctx context.Context, size int64) error {
+	gate := r.backend.Gate()
+	if err := r.job.Enter(ctx, gate); err != nil {
 		return err
-	})
+	}
+	r.job.SetBusy(true)
+	piece, missing, err := r.next(ctx, size)
+	if err != nil || !missing {
+		gate.Leave()
+		r.failed = err
+		return nil
+	}
+	r.limiter.Take(piece.end-piece.off, time.Now())
+	r.inFlight++
+	go func() {
+		done := r.copy(ctx, piece)
+		gate.Leave()
+		r.results <- done
+	}()
+	return nil
+}
+
+// next is the next piece, if there is one where the search came to.
+func (r *run) next(ctx context.Context, size int64) (piece span, missing bool, err error) {
+	if len(r.again) > 0 {
+		piece = r.again[0]
+		r.again = r.again[1:]
+		return piece, true, nil
+	}
+	n, missing, err := r.missing(ctx, r.at, size-r.at)
 	if err != nil {
-		return 0, r.failed(err)
+		return span{}, false, readFailed(err, r.at, size-r.at)
 	}
-	if copied > 0 {
+	if missing {
+		n = min(n, r.limiter.Piece(leastPiece, pieceSize))
+	} else {
+		r.job.Progress.Done(n)
+	}
+	piece = span{r.at, r.at + n}
+	r.at = piece.end
+	return piece, missing, nil
+}
+
+// copy brings a piece to the device.
+func (r *run) copy(ctx context.Context, piece span) result {
+	done := result{span: piece, done: piece.off}
+	for done.done < piece.end && done.err == nil {
+		var n, copied int64
+		n, copied, done.err = r.populate(ctx, done.done, piece.end-done.done)
+		done.done, done.copied = done.done+n, done.copied+copied
+	}
+	return done
+}
+
+// ended takes note of what came of a piece.
+func (r *run) ended(done result) {
+	r.inFlight--
+	r.job.Progress.Done(done.done - done.off)
+	r.limiter.Take(done.copied-(done.end-done.off), time.Now())
+	if done.err == nil {
 		r.retry = retryFirst
-		r.limiter.Take(copied, time.Now())
+		return
 	}
-	return done, nil
+	r.again = append(r.again, span{done.done, done.end})
+	if r.failed == nil {
+		r.failed = done.err
+	}
+}
+
+// settle waits for what is in flight.
+func (r *run) settle() {
+	for r.inFlight > 0 {
+		r.ended(<-r.results)
+	}
+	r.job.SetBusy(false)
 }
 
 // flush makes durable what was copied.
 func (r *run) flush(ctx context.Context) error {
 	for {
-		if err := r.wait(ctx); err != nil {
+		_, err := r.look(ctx)
+		if err != nil {
 			return err
 		}
-		err := r.inside(ctx, func() error {
-			if err := r.filter.device.Flush(ctx); err != nil {
-				return &failure{err: err}
-			}
-			return nil
-		})
+		if wait := time.Until(r.notYet); wait > 0 {
+			r.sleep(ctx, wait)
+			continue
+		}
+		gate := r.backend.Gate()
+		if err := r.job.Enter(ctx, gate); errors.Is(err, job.ErrPause) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		err = r.filter.device.Flush(ctx)
+		gate.Leave()
 		if err == nil {
 			return nil
 		}
-		if err := r.failed(err); err != nil {
-			return err
-		}
+		r.failed = &failure{err: err}
 	}
 }
 
-// inside runs f behind the job's gate.
-func (r *run) inside(ctx context.Context, f func() error) error {
-	gate := r.backend.Gate()
-	if err := gate.Enter(ctx); err != nil {
-		return err
-	}
-	defer gate.Leave()
-	return f()
-}
-
-// wait holds the job while it is paused, for its speed, and after a failure.
-func (r *run) wait(ctx context.Context) error {
-	for {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		if r.job.PauseWanted() {
-			if err := r.job.Checkpoint(ctx); err != nil {
-				return err
-			}
-			r.notYet = time.Time{}
-		}
-		now := time.Now()
-		r.limiter.SetSpeed(r.job.Speed(), now)
-		wait := max(r.limiter.Wait(now), r.notYet.Sub(now))
-		if wait <= 0 {
-			return nil
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-r.job.Wake():
-		case <-ctx.Done():
-		}
-		timer.Stop()
-	}
-}
-
-// failed does what the policy says about a failed request. It returns the error if that ends the job.
-func (r *run) failed(err error) error {
+// report does what the policy says about a failed request. It returns the error if that ends the job.
+func (r *run) report(err error) error {
 	var f *failure
 	if !errors.As(err, &f) {
 		return err // the job is being cancelled

@@ -4,10 +4,12 @@ package stream_test
 
 import (
 	"bytes"
+	"context"
 	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -211,6 +213,74 @@ func TestManualFinalize(t *testing.T) {
 			t.Error("the layers below are still there")
 		}
 	})
+}
+
+// Pieces are copied beside each other, and in spite of that no more passes than the speed allows.
+func TestPiecesBesideEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := chaintest.New(t, bytes.Repeat([]byte{1}, 8<<20))
+		r.AddOverlay(blocktest.OverlayOptions{})
+		r.Attach()
+		var now, most atomic.Int32
+		r.Layers[0].Mem.SetHook(func(_ context.Context, c blocktest.Call) error {
+			if c.Op == block.OpRead {
+				n := now.Add(1)
+				for old := most.Load(); n > old && !most.CompareAndSwap(old, n); {
+					old = most.Load()
+				}
+				time.Sleep(100 * time.Millisecond)
+				now.Add(-1)
+			}
+			return nil
+		})
+		began := time.Now()
+		j := start(t, r, stream.Options{AutoFinalize: true})
+		<-j.Done()
+		synctest.Wait()
+		must(t, j.Err())
+		if took := time.Since(began); most.Load() != 4 || took != 400*time.Millisecond {
+			t.Errorf("%d pieces at most, %v", most.Load(), took)
+		}
+	})
+}
+
+// Whoever holds the graph, or drains the device, does not keep the job from being paused, and not from being cancelled.
+func TestPauseAtTheGate(t *testing.T) {
+	for _, cancel := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r := stack(t)
+			r.Slow(r.Layers, rand.New(rand.NewPCG(1, 1)), 10*time.Millisecond)
+			j := start(t, r, stream.Options{AutoFinalize: true, Speed: 256 * kib})
+			time.Sleep(time.Second)
+			release := make(chan struct{})
+			go func() {
+				_ = r.Graph.Change(chaintest.Ctx, func(tx *block.Tx) error {
+					err := tx.Drain(chaintest.Ctx, nil, r.Guest.Node())
+					<-release
+					return err
+				})
+			}()
+			time.Sleep(time.Second)
+			must(t, j.Pause(nil))
+			time.Sleep(time.Second)
+			if i := j.Info(); i.Status != job.Paused || i.Busy {
+				t.Errorf("the job is %s", i.Status)
+			}
+			if cancel {
+				must(t, j.Cancel(nil))
+			} else {
+				must(t, j.Resume(nil))
+			}
+			time.Sleep(time.Second)
+			close(release)
+			<-j.Done()
+			synctest.Wait()
+			if !cancel {
+				must(t, j.Err())
+			}
+			r.Check(0, 1<<20)
+		})
+	}
 }
 
 // Guests write all the time, requests fail, the operator pauses and cancels: the guest always reads what it wrote.
