@@ -108,7 +108,7 @@ func TestBlackBox(t *testing.T) {
 		}
 	}
 	contains(h.run(0, "nodes"), exitOK, "64 MiB", h.source, h.target)
-	contains(h.run(0, "mirror", "start", "a", "nowhere"), exitFailed, "nowhere")
+	contains(h.run(0, "mirror", "start", "a", "nowhere"), exitChecks, "nowhere")
 
 	// A mirror that takes its time: a watcher on one monitor, commands on
 	// the other.
@@ -188,7 +188,7 @@ func TestTerminal(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: %q", err, text)
 	}
-	for _, want := range []string{"m running", "m concluded 100% [====", "copied 8", "\x1b[2A", "job 'm' is completed"} {
+	for _, want := range []string{"m running", "m concluded 100% [====", "skipped 56 MiB", "\x1b[2A", "job 'm' is completed"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in %q", want, text)
 		}

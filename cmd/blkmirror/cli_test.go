@@ -119,6 +119,11 @@ func (a answers) script(_ *fakedaemon.Conn, command string, _ *qmp.Object) (any,
 	return parseJSON(text)
 }
 
+const jobsTable = `JOB  TYPE    STATUS     DONE   TOTAL   COPIED   OFFLOADED  ZEROED  SKIPPED  DIRTY   ERROR
+m    mirror  running    1 MiB  64 GiB  512 KiB  -          0 B     512 KiB  64 GiB  -
+c    create  concluded  1      1       -        -          -       -        -       no space
+`
+
 func TestTables(t *testing.T) {
 	socket := daemon(t, answers{
 		"query-named-block-nodes": `[
@@ -126,7 +131,9 @@ func TestTables(t *testing.T) {
 			 "encrypted": false, "detect_zeroes": "off", "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
 			 "write_threshold": 0, "cache": {"writeback": true, "direct": false, "no-flush": false},
 			 "image": {"filename": "/srv/a.img", "format": "mirror_top", "virtual-size": 68719476736, "actual-size": 1610612736},
-			 "children": [{"child": "backing", "node-name": "a"}]},
+			 "children": [{"child": "backing", "node-name": "a"}],
+			 "dirty-bitmaps": [{"name": "d", "count": 1048576, "granularity": 65536, "recording": true, "busy": true, "persistent": false},
+			  {"count": 0, "granularity": 4096, "recording": false, "busy": false, "persistent": true, "inconsistent": true}]},
 			{"file": "", "ro": true, "drv": "null-co", "backing_file_depth": 0, "active": true, "children": [], "x-new": 1,
 			 "encrypted": false, "detect_zeroes": "off", "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
 			 "write_threshold": 0, "cache": {"writeback": true, "direct": false, "no-flush": false},
@@ -146,13 +153,24 @@ func TestTables(t *testing.T) {
 e       nbd   a     active
 old     nbd   b     shutting down
 `,
-		"jobs": `JOB  TYPE    STATUS     DONE   TOTAL   COPIED   ZEROED  SKIPPED  DIRTY   ERROR
-m    mirror  running    1 MiB  64 GiB  512 KiB  0 B     512 KiB  64 GiB  -
-c    create  concluded  1      1       -        -       -        -       no space
+		"jobs": jobsTable,
+		"status": `daemon   fake (QMP 11.1.3)
+nodes    2, with 0 B in 0 files
+exports  2
+jobs     2
+
+` + jobsTable,
+		"export list": `EXPORT  TYPE  NODE  STATE
+e       nbd   a     active
+old     nbd   b     shutting down
+`,
+		"bitmap list": `NODE     BITMAP  DIRTY  GRANULARITY  STATE
+#block1  d       1 MiB  64 KiB       recording,busy
+#block1  -       0 B    4 KiB        disabled,persistent,inconsistent
 `,
 	} {
 		t.Run(command, func(t *testing.T) {
-			try(t.Context(), socket, command).expect(t, exitOK, want, "")
+			try(t.Context(), socket, strings.Fields(command)...).expect(t, exitOK, want, "")
 		})
 	}
 	t.Run("JSON", func(t *testing.T) {

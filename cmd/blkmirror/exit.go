@@ -79,9 +79,10 @@ func (e *jobError) Error() string {
 type checksError struct {
 	what     string
 	problems int
+	details  string // one line each, unless they are told already
 }
 
-func (e *checksError) Error() string { return fmt.Sprintf("%s: %s", e.what, count(e.problems, "problem")) }
+func (e *checksError) Error() string { return e.what + ": " + count(e.problems, "problem") + e.details }
 
 // ranError marks the error of a command that began to run: any other comes
 // from the command line.

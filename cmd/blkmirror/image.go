@@ -3,9 +3,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,6 +33,23 @@ func formatOf(path string) api.BlockdevDriver {
 		return formatQcow2
 	}
 	return formatRaw
+}
+
+// looksLike is the format that the first bytes of an image stand for.
+func looksLike(path string) (api.BlockdevDriver, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	start := make([]byte, 4)
+	if _, err := io.ReadFull(f, start); err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		return "", fmt.Errorf("'%s': %w", path, err)
+	}
+	if bytes.Equal(start, []byte("QFI\xfb")) {
+		return formatQcow2, nil
+	}
+	return formatRaw, nil
 }
 
 // newImage describes an image that is to be made.

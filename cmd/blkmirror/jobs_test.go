@@ -16,7 +16,10 @@ import (
 type fakeMirror struct {
 	id      string
 	steps   []step
-	refusal error // of any command but queries
+	refusal error  // of any command but queries
+	checked string // what query-jobs says before the mirror starts, "" if nobody asks
+
+	started bool // guarded by mu
 
 	mu struct {
 		sync.Mutex
@@ -24,6 +27,21 @@ type fakeMirror struct {
 		queries  int
 	}
 }
+
+// checkedNodes are two disks that fit.
+const checkedNodes = `[
+	{"file": "", "node-name": "a", "ro": false, "drv": "null-co", "backing_file_depth": 0, "active": true, "children": [],
+	 "encrypted": false, "detect_zeroes": "off", "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
+	 "write_threshold": 0, "cache": {"writeback": true, "direct": false, "no-flush": false},
+	 "image": {"filename": "null-co://", "format": "null-co", "virtual-size": 10485760}},
+	{"file": "", "node-name": "#block1", "ro": false, "drv": "null-co", "backing_file_depth": 0, "active": true, "children": [],
+	 "encrypted": false, "detect_zeroes": "off", "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
+	 "write_threshold": 0, "cache": {"writeback": true, "direct": false, "no-flush": false},
+	 "image": {"filename": "null-co://", "format": "null-co", "virtual-size": 10485760}},
+	{"file": "", "node-name": "b", "ro": false, "drv": "null-co", "backing_file_depth": 0, "active": true, "children": [],
+	 "encrypted": false, "detect_zeroes": "off", "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
+	 "write_threshold": 0, "cache": {"writeback": true, "direct": false, "no-flush": false},
+	 "image": {"filename": "null-co://", "format": "null-co", "virtual-size": 10485760}}]`
 
 // step is a number of events, and then what query-jobs says: the status, or
 // "" when the job is gone.
@@ -36,6 +54,16 @@ type step struct {
 func (f *fakeMirror) script(c *fakedaemon.Conn, command string, arguments *qmp.Object) (any, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	switch command {
+	case "query-named-block-nodes":
+		return parseJSON(checkedNodes)
+	case "query-block-exports":
+		return []any{}, nil
+	}
+	if command == "query-jobs" && !f.started && len(f.checked) > 0 {
+		f.started = true
+		return parseJSON(f.checked)
+	}
 	if command == "query-jobs" {
 		s := f.steps[min(f.mu.queries, len(f.steps)-1)]
 		f.mu.queries++
@@ -105,6 +133,13 @@ func TestMirror(t *testing.T) {
 		"complete": {args: "mirror start a b --job m --complete", steps: []step{{status: "ready", copied: 10}, {events: completed}},
 			stdout: startedM + lineReady + "m: waiting" + lineGone + "m: pending" + lineGone + "m: concluded" + lineGone +
 				"job 'm' is completed (copied 10 MiB, zeroed 0 B, skipped 0 B)\n"},
+		"bitmap": {args: "mirror start a b --bitmap d --copy-mode auto", stdout: "job 'mirror-a' started: a to b\n",
+			executed: `blockdev-mirror {"job-id": "mirror-a", "device": "a", "target": "b", "sync": "bitmap", "copy-mode": "auto", "bitmap": "d"}`},
+		"checked": {args: "mirror start a c", status: exitChecks, stderr: "blkmirror: mirror start: 1 problem\n  nodes: there is no node 'c'"},
+		"not checked": {args: "mirror start a c --force", stdout: "job 'mirror-a' started: a to c\n",
+			executed: `blockdev-mirror {"job-id": "mirror-a", "device": "a", "target": "c", "sync": "full"}`},
+		"mode": {args: "mirror mode m write-blocking", stdout: "job 'm' copies in mode write-blocking\n",
+			executed: `block-job-change {"id": "m", "type": "mirror", "copy-mode": "write-blocking"}`},
 		"fails": {args: "mirror start a b --job m --wait", steps: []step{{status: "running", copied: 2}, {events: failed}},
 			status: exitFailed, stderr: "job 'm' failed: No space left on device"},
 		"is cancelled": {args: "mirror start a b --job m --wait", steps: []step{{status: "running", copied: 2}, {events: cancelled}},
@@ -139,6 +174,9 @@ func TestMirror(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := &fakeMirror{id: "m", steps: test.steps, refusal: test.refusal}
+			if strings.HasPrefix(test.args, "mirror start") {
+				f.checked = "[]"
+			}
 			r := try(t.Context(), daemon(t, f.script), strings.Fields(test.args)...)
 			stdout := test.stdout
 			if stdout == "" && test.status != exitOK {
@@ -173,6 +211,9 @@ func TestInterrupt(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		f := &fakeMirror{id: "m", steps: []step{{status: "running", copied: 2}, {status: "running", copied: 3,
 			events: func(*fakedaemon.Conn) { cancel(errInterrupted) }}}}
+		if strings.HasPrefix(args, "mirror start") {
+			f.checked = "[]"
+		}
 		socket := daemon(t, f.script)
 		r := try(ctx, socket, strings.Fields(args)...)
 		r.expect(t, exitInterrupted, r.stdout, "job 'm'")

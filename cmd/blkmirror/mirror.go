@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"strings"
 
@@ -24,6 +25,7 @@ type mirrorFlags struct {
 	bitmap         string
 	granularity    *int64
 	wait, complete bool
+	force, dryRun  bool
 }
 
 func (c *cli) mirrorCommand() *cobra.Command {
@@ -62,6 +64,10 @@ func (c *cli) startCommand() *cobra.Command {
 		Long: `Starts a job that copies node SOURCE to node TARGET, and keeps them equal until
 the job is completed, when TARGET takes SOURCE's place, or cancelled.
 
+Before anything changes it checks whether both nodes fit: sizes, space, locks,
+users, alignment. All problems are named, and then it does not start, unless
+--force is given. The daemon has the last word in any case.
+
 With --wait it shows how far the copy is, and ends when TARGET is in step with
 SOURCE. With --complete it then completes the job, too. When it is interrupted
 or runs into --timeout, the job goes on.`,
@@ -90,6 +96,8 @@ or runs into --timeout, the job goes on.`,
 	addOptionalBool(flags, &a.AutoDismiss, "auto-dismiss", "do not wait for dismiss (default: true)")
 	flags.BoolVar(&f.wait, "wait", false, "show progress until TARGET is in step")
 	flags.BoolVar(&f.complete, "complete", false, "then complete the job and wait for its end; implies --wait")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "only check, and show the command")
+	flags.BoolVar(&f.force, "force", false, "start without checks")
 	cmd.RunE = c.action(func(ctx context.Context, args []string) error {
 		if err := f.finish(args[0], args[1]); err != nil {
 			return err
@@ -133,6 +141,23 @@ func (f *mirrorFlags) finish(source, target string) error {
 }
 
 func (c *cli) mirror(ctx context.Context, s *session, f *mirrorFlags) error {
+	if f.dryRun || !f.force {
+		found, err := checkMirror(ctx, s, host{s.local(), s.daemon}, &f.arguments)
+		if err != nil {
+			return err
+		}
+		if f.dryRun {
+			return c.dryRun(f, found)
+		}
+		if err := found.err("mirror start"); err != nil {
+			return err
+		}
+		for _, w := range found {
+			if w.state == checkWarning {
+				fmt.Fprintf(c.stderr, "blkmirror: %s: %s\n", w.name, w.detail)
+			}
+		}
+	}
 	if err := s.Execute(ctx, "blockdev-mirror", &f.arguments, nil); err != nil {
 		return err
 	}
@@ -150,6 +175,25 @@ func (c *cli) mirror(ctx context.Context, s *session, f *mirrorFlags) error {
 		}
 		return follow.Job(ctx, s, f.job, follow.Options{Goal: follow.UntilPending, Known: outcome.Last.Job}, d)
 	})
+}
+
+// dryRun shows what was found, and what would be done.
+func (c *cli) dryRun(f *mirrorFlags, found checks) error {
+	command := qmp.NewObject(qmp.Member{Name: "execute", Value: "blockdev-mirror"}, qmp.Member{Name: "arguments", Value: &f.arguments})
+	if c.json {
+		if err := c.printJSON(qmp.NewObject(qmp.Member{Name: "checks", Value: found.objects()}, qmp.Member{Name: "command", Value: command})); err != nil {
+			return err
+		}
+	} else {
+		if err := found.table(c); err != nil {
+			return err
+		}
+		fmt.Fprintf(c.stdout, "\nThe command, which was not sent:\n%s\n", qmp.Encode(command))
+	}
+	if n := found.count(checkProblem); n > 0 {
+		return &checksError{what: "mirror start", problems: n}
+	}
+	return nil
 }
 
 func jobObject(id string) *qmp.Object { return qmp.NewObject(qmp.Member{Name: "job", Value: id}) }

@@ -64,7 +64,7 @@ func (c *cli) jobsCommand() *cobra.Command {
 	}
 }
 
-const jobHeading = "JOB\tTYPE\tSTATUS\tDONE\tTOTAL\tCOPIED\tZEROED\tSKIPPED\tDIRTY\tERROR"
+const jobHeading = "JOB\tTYPE\tSTATUS\tDONE\tTOTAL\tCOPIED\tOFFLOADED\tZEROED\tSKIPPED\tDIRTY\tERROR"
 
 func jobRow(j api.JobInfo) []string {
 	row := []string{j.ID, string(j.Type), string(j.Status)}
@@ -74,7 +74,7 @@ func jobRow(j api.JobInfo) []string {
 	} else {
 		row = append(row, bytesize.Format(j.CurrentProgress), bytesize.Format(j.TotalProgress))
 	}
-	for _, n := range []*int64{j.CopiedBytes, j.ZeroedBytes, j.SkippedBytes, j.DirtyBytes} {
+	for _, n := range []*int64{j.CopiedBytes, j.OffloadedBytes, j.ZeroedBytes, j.SkippedBytes, j.DirtyBytes} {
 		if n == nil {
 			row = append(row, absent)
 		} else {

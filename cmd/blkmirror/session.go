@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/blkmirror/blkmirror/cmd/blkmirror/follow"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/client"
@@ -27,6 +29,7 @@ const eventBuffer = 1 << 14
 type session struct {
 	*client.Client
 	socket string
+	daemon int // process at the other end of a local socket, else 0
 }
 
 var _ follow.Monitor = (*session)(nil)
@@ -76,9 +79,32 @@ func (c *cli) connect(ctx context.Context) (*session, error) {
 			if r.err != nil {
 				return nil, c.connectFailed(ctx, r.err)
 			}
-			return &session{Client: r.client, socket: c.socket}, nil
+			return &session{Client: r.client, socket: c.socket, daemon: peer(conn)}, nil
 		}
 	}
+}
+
+// peer is the process at the other end of a local socket, 0 if that is not known. It is the one that made the socket, so
+// systemd where that did.
+func peer(conn net.Conn) int {
+	local, ok := conn.(*net.UnixConn)
+	if !ok {
+		return 0
+	}
+	raw, err := local.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	pid := 0
+	err = raw.Control(func(fd uintptr) {
+		if c, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			pid = int(c.Pid)
+		}
+	})
+	if err != nil {
+		return 0
+	}
+	return pid
 }
 
 // connectFailed says why there is no connection: it may be that the user does

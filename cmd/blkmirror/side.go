@@ -3,11 +3,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -90,16 +88,11 @@ func (s *side) checkFormat(said bool) error {
 	if s.path == "" || s.format != formatRaw || said {
 		return nil
 	}
-	f, err := os.Open(s.path)
+	looks, err := looksLike(s.path)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	start := make([]byte, 4)
-	if _, err := io.ReadFull(f, start); err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
-		return fmt.Errorf("'%s': %w", s.path, err)
-	}
-	if bytes.Equal(start, []byte("QFI\xfb")) {
+	if looks == formatQcow2 {
 		return usage("'%s' begins as a qcow2 image does: say --source-format qcow2, or raw to copy it as it is", s.name)
 	}
 	return nil
