@@ -154,12 +154,13 @@ func (s *Server) Stop(ctx context.Context) error {
 	s.mu.Unlock()
 	var errs []error
 	if first {
-		r.cancel()
 		errs = append(errs, r.listener.Close())
 	}
+	// Sessions first: once they are killed they answer nothing, not even that what they had under way was given up.
 	for _, session := range sessions {
 		session.kill(errStopped)
 	}
+	r.cancel()
 	r.adding.Wait()
 	errs = append(errs, s.exports.RemoveAll(ctx, func(e export.Export) bool {
 		ours, ok := e.(*Export)

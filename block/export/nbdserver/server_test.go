@@ -3,6 +3,8 @@
 package nbdserver
 
 import (
+	"context"
+	"errors"
 	"io/fs"
 	"net"
 	"os"
@@ -234,4 +236,36 @@ func TestSafeRemoval(t *testing.T) {
 	c = h.dial("e")
 	h.must(c.Disconnect(h.bounded())) // returns when the server has closed the connection
 	h.must(h.exports.Remove(h.bounded(), "e", false))
+}
+
+// remote is a disk that gives a request up when whoever made it goes away, as one at the other end of a network does.
+type remote struct {
+	*block.Edge
+	came chan struct{}
+}
+
+func (remote) Close() error { return nil }
+
+func (r remote) WriteAt(ctx context.Context, _ []byte, _ int64, _ block.Flags) error {
+	r.came <- struct{}{}
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// A request that a stop interrupts is not answered: the client, which can try again elsewhere or later, would take an answer
+// for the disk's.
+func TestStopAnswersNothing(t *testing.T) {
+	for range 20 {
+		h := newHouse(t, Options{})
+		came := make(chan struct{})
+		blocktest.NewFilter(t, h.graph, "remote", h.node, func(e *block.Edge) (block.Driver, error) { return remote{e, came}, nil })
+		h.export("e")
+		r := h.dial("e").Submit(nbdguest.Command{Type: nbdguest.CmdWrite, Data: make([]byte, 512)})
+		wait(h, came, "the write")
+		h.must(h.server.Stop(h.bounded()))
+		var answer *nbdguest.ReplyError
+		if err := r.Wait(h.bounded()); err == nil || errors.As(err, &answer) {
+			t.Fatalf("the write ended with %v", err)
+		}
+	}
 }
