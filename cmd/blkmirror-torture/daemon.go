@@ -228,7 +228,11 @@ func (d *daemon) exported(ctx context.Context, id string) (string, error) {
 		return "", err
 	}
 	for _, e := range exports {
-		if e.ID == id {
+		switch {
+		case e.ID != id:
+		case e.Node == filterNode || generatedNames.MatchString(e.Node):
+			return sourceNode, nil
+		default:
 			return e.Node, nil
 		}
 	}

@@ -154,7 +154,7 @@ func (p *plan) drawMirror(random *rand.Rand) {
 	p.mirror["on-target-error"] = pick(random, "report", "stop", "ignore", "enospc")
 	p.mirror["on-source-error"] = pick(random, "report", "stop", "ignore")
 	if random.IntN(3) == 0 {
-		p.mirror["filter-node-name"] = "filter"
+		p.mirror["filter-node-name"] = filterNode
 	}
 }
 
