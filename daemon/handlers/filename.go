@@ -18,7 +18,7 @@ import (
 // it stands for:
 //
 //	/path/to/image, image, file:image      file, or host_device for a device
-//	nbd://HOST/EXPORT and its kin          nbd
+//	nbd://HOST/EXPORT and its kin          nbd; so does the old form nbd:HOST:PORT:exportname=EXPORT
 //	json:{"driver": …}                     whatever the options say
 //
 // What stands before a colon that no slash precedes is a protocol, as in QEMU. A relative path is taken as it is: who has the
@@ -36,8 +36,6 @@ func definitionOf(filename string) (*api.BlockdevOptions, error) {
 		return pathDefinition(rest)
 	case protocol == "json":
 		return jsonDefinition(rest)
-	case protocol == "nbd":
-		return nil, qmp.Errorf("'%s' is no file name here: write nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH", filename)
 	default:
 		return nil, qmp.Errorf("Unknown protocol '%s' in '%s': the name of a file with a colon is written file:NAME or ./NAME",
 			protocol, filename)

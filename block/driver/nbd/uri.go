@@ -27,8 +27,14 @@ type URI struct {
 	TLSAnyPeer bool
 }
 
+// oldScheme begins the form that QEMU had before there were URIs.
+const oldScheme = "nbd:"
+
 // IsURI says whether a file name is an NBD URI, for [ParseURI].
 func IsURI(name string) bool {
+	if strings.HasPrefix(name, oldScheme) {
+		return true
+	}
 	for _, scheme := range []string{"nbd://", "nbds://", "nbd+unix://", "nbds+unix://"} {
 		if len(name) >= len(scheme) && strings.EqualFold(name[:len(scheme)], scheme) {
 			return true
@@ -41,9 +47,20 @@ func IsURI(name string) bool {
 //
 //	nbd://HOST[:PORT]/EXPORT               nbd+unix:///EXPORT?socket=PATH
 //
-// or the same with nbds for TLS.
+// or the same with nbds for TLS, or from the old form that the headers of images may still have
+//
+//	nbd:HOST:PORT[:exportname=EXPORT]      nbd:unix:PATH[:exportname=EXPORT]
+//
+// where nothing is escaped.
 func ParseURI(name string) (*URI, error) {
-	u, err := url.Parse(name)
+	text := name
+	if old, is := strings.CutPrefix(name, oldScheme); is && !strings.HasPrefix(old, "//") {
+		var err error
+		if text, err = modern(old); err != nil {
+			return nil, invalid("'%s' is no NBD URI: %w", name, err)
+		}
+	}
+	u, err := url.Parse(text)
 	if err != nil {
 		return nil, invalid("%w", err) // names the URI
 	}
@@ -53,6 +70,25 @@ func ParseURI(name string) (*URI, error) {
 	}
 	o := Options{Server: parsed.Server, Export: parsed.Export}
 	return parsed, o.check()
+}
+
+// modern is the URI that says the same as the old form, which is given without nbd:.
+func modern(old string) (string, error) {
+	where, export, _ := strings.Cut(old, ":exportname=")
+	if path, unix := strings.CutPrefix(where, "unix:"); unix {
+		if path == "" {
+			return "", fmt.Errorf("it names no socket")
+		}
+		return UnixPath(path).FileName(export, false), nil
+	}
+	host, port, err := net.SplitHostPort(where)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("nbd:HOST:PORT or nbd:unix:PATH is expected, then maybe :exportname=EXPORT: %w", err)
+	case host == "" || port == "":
+		return "", fmt.Errorf("it names no host or no port")
+	}
+	return Address{Network: "tcp", Address: where}.FileName(export, false), nil
 }
 
 func parseURI(u *url.URL) (*URI, error) {

@@ -35,6 +35,13 @@ func TestParseURI(t *testing.T) {
 		{uri: "nbd+unix:///?socket=%00/abstract", want: URI{Server: Address{Network: "unix", Address: "@/abstract"}}},
 		{uri: "nbd+unix:///?socket=@file", want: URI{Server: Address{Network: "unix", Address: "./@file"}},
 			name: "nbd+unix:///?socket=./%40file"},
+		{uri: "nbd:unix:/run/a b?c:exportname=d:e%20/f", want: URI{Server: Address{Network: "unix", Address: "/run/a b?c"},
+			Export: "d:e%20/f"}, name: "nbd+unix:///d:e%2520/f?socket=/run/a+b%3Fc"},
+		{uri: "nbd:unix:rel", want: URI{Server: Address{Network: "unix", Address: "rel"}}, name: "nbd+unix:///?socket=rel"},
+		{uri: "nbd:host:1:exportname=/disk", want: URI{Server: Address{Network: "tcp", Address: "host:1"}, Export: "/disk",
+			TLSHostname: "host"}, name: "nbd://host:1//disk"},
+		{uri: "nbd:[::1]:5:exportname=", want: URI{Server: Address{Network: "tcp", Address: "[::1]:5"}, TLSHostname: "::1"},
+			name: "nbd://[::1]:5/"},
 	} {
 		u, err := ParseURI(c.uri)
 		if err != nil || *u != c.want || !IsURI(c.uri) {
@@ -50,9 +57,16 @@ func TestParseURI(t *testing.T) {
 		}
 	}
 	for uri, want := range map[string]string{
-		"":                                     "begins with ''",
-		"http://host/":                         "begins with 'http'",
-		"nbd:host:10809":                       "names no host",
+		"":                              "begins with ''",
+		"http://host/":                  "begins with 'http'",
+		"nbd:host":                      "missing port",
+		"nbd:host:":                     "no host or no port",
+		"nbd::10809":                    "no host or no port",
+		"nbd:host:10809,ipv4=on":        "port",
+		"nbd:unix:":                     "no socket",
+		"nbd:unix::exportname=disk":     "no socket",
+		"nbd:unix:/x:exportname=a\x00b": "zero byte",
+		"nbd:h:1:exportname=" + strings.Repeat("x", 5000): "too long",
 		"nbd:///disk":                          "names no host",
 		"nbd://h/?socket=/x":                   "only nbd+unix",
 		"nbd+unix:///d":                        "three slashes",
@@ -82,6 +96,8 @@ func FuzzParseURI(f *testing.F) {
 	f.Add("nbd://host:1/disk")
 	f.Add("nbds+unix:///a%2Fb?socket=%00/x&tls-hostname=h&tls-verify-peer=1")
 	f.Add("nbd://[fe80::1%25eth0]/")
+	f.Add("nbd:unix:/a?b:exportname=c d")
+	f.Add("nbd:[::1]:10809:exportname=/%")
 	f.Fuzz(func(t *testing.T, text string) {
 		u, err := ParseURI(text)
 		if err != nil {
