@@ -173,8 +173,19 @@ type LossForgiver interface {
 // While anybody is registered, writes, zeroes, discards and flushes that were under way when the connection was lost fail at
 // once and are not sent again; the former three with an error that [IsSuspect] recognises. Reads are sent again, and so is
 // what had not been sent yet, within the time that the driver may take to reconnect.
+//
+// The server may also say nothing while the connection lives. A request returns at once then when its context ends, whoever
+// is at its buffers, and is given up. Whatever overlaps a change that was given up is sent when the server has answered that,
+// or the connection is lost; so only a loss makes a given up request harmful later. A flush waits in the same way for those
+// that were given up, and fails if one of them failed.
 type Reconnector interface {
 	OnReconnect(f func(unflushed bool)) (cancel func())
+}
+
+// SuspectReporter is a Reconnector that remembers for good where changes were under way, given up or not, when a connection
+// was lost. Suspects calls f with these ranges, in the driver's own offsets; see [IsSuspect].
+type SuspectReporter interface {
+	Suspects(f func(off, n int64))
 }
 
 // ServerWaiter is a driver whose requests may wait for its server to come back. Waiting is nil unless they would do so now;

@@ -5,6 +5,7 @@ package block
 import (
 	"context"
 	"errors"
+	"slices"
 )
 
 // suspectError marks the failure of a request that may still be carried out.
@@ -38,6 +39,32 @@ func (n *Node) OnReconnect(f func(unflushed bool)) (cancel func()) {
 		for _, cancel := range cancels {
 			cancel()
 		}
+	}
+}
+
+// Reconnects says whether requests may go to a server that can be lost, or say nothing: whether the node's driver or one
+// below it is a [Reconnector].
+func (n *Node) Reconnects() bool {
+	if _, ok := n.Driver().(Reconnector); ok {
+		return true
+	}
+	return slices.ContainsFunc(n.edges(), func(e *Edge) bool { return e.Node().Reconnects() })
+}
+
+// Suspects calls f with the ranges of the disk that the node's driver suspects, or that of the node whose requests it passes on;
+// see [SuspectReporter]. What becomes of suspects in the file of a format is not known here.
+func (n *Node) Suspects(f func(off, length int64)) {
+	switch d := n.Unfiltered().Driver().(type) {
+	case SuspectReporter:
+		d.Suspects(f)
+	case RangeMapper:
+		child, at := d.Mapped(0)
+		child.Node().Suspects(func(off, length int64) {
+			start, end := max(off-at, 0), min(off-at+length, n.Size())
+			if start < end {
+				f(start, end-start)
+			}
+		})
 	}
 }
 

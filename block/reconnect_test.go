@@ -42,6 +42,49 @@ func TestOnReconnectReachesNodesBelow(t *testing.T) {
 	plain.OnReconnect(func(bool) {})()
 }
 
+// Suspects lists one range.
+func (r *reconnects) Suspects(f func(off, n int64)) { f(8192, 4096) }
+
+// window shows a disk from an offset on.
+type window struct {
+	*blocktest.Mem
+	file *block.Edge
+	from int64
+}
+
+func (w *window) Mapped(off int64) (*block.Edge, int64) { return w.file, off + w.from }
+
+func TestSuspectsOfNodesBelow(t *testing.T) {
+	g := block.NewGraph()
+	d := &reconnects{Mem: newMem(mib), users: map[int]func(bool){}}
+	disk := blocktest.NewNode(t, g, "disk", d, block.Options{})
+	for _, c := range []struct {
+		from, size int64
+		want       string
+	}{
+		{0, mib, "[8192 4096]"}, {8192, 65536, "[0 4096]"}, {10240, 65536, "[0 2048]"}, {0, 9216, "[8192 1024]"}, {12288, 4096, "[]"}, {0, 4096, "[]"},
+	} {
+		g := block.NewGraph()
+		file := blocktest.NewNode(t, g, "file", d, block.Options{})
+		top := blocktest.Add(t, g, block.NodeConfig{Name: "window", DriverName: "test", Monitor: true,
+			Children: []block.Child{{Name: "file", Node: file}},
+			Open: func(edges []*block.Edge) (block.Driver, error) {
+				return &window{newMem(c.size), edges[0], c.from}, nil
+			}})
+		got := []int64{}
+		top.Suspects(func(off, n int64) { got = append(got, off, n) })
+		if fmt.Sprint(got) != c.want || !top.Reconnects() {
+			t.Errorf("%d bytes from %d: %v, want %s", c.size, c.from, got, c.want)
+		}
+	}
+	n := 0
+	filter(t, g, "filter", disk).Suspects(func(int64, int64) { n++ })
+	above(t, g, "format", disk).Suspects(func(int64, int64) { n += 10 })
+	if n != 1 {
+		t.Errorf("a filter and a format: %d", n)
+	}
+}
+
 func TestSuspectErrors(t *testing.T) {
 	cause := &block.Error{Kind: block.KindNoSpace, Op: block.OpGraph, Err: fmt.Errorf("lost")}
 	suspect := fmt.Errorf("more: %w", block.Suspect(cause))

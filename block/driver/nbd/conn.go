@@ -131,6 +131,7 @@ func (c *conn) wait(ctx context.Context, r *request) (abandoned, under bool) {
 		return true, false
 	}
 	r.abandoned, r.detached = true, true
+	c.session.disk.leftovers.add(r)
 	c.out.detach(r)
 	return true, true
 }
@@ -174,6 +175,7 @@ func (c *conn) settleLocked(r *request) {
 	if r.changes() {
 		c.session.disk.cache.changed(r.off, r.n)
 	}
+	c.session.disk.leftovers.remove(r)
 	r.recycle()
 }
 
@@ -223,6 +225,10 @@ func (c *conn) read() {
 		}
 		if !r.replied {
 			r.replied, r.lost, r.err = true, true, c.session.cause()
+			if r.changes() && r.phase != queued {
+				d := c.session.disk
+				d.suspects.add(d.Size(), r.off, r.n)
+			}
 		}
 		if r.phase == sending {
 			r.phase = sent // as far as it came

@@ -30,7 +30,9 @@ type Disk struct {
 	cancel  context.CancelFunc      // ends the keeper
 	kept    chan struct{}           // closed when the keeper has ended
 
-	cache extents
+	cache     extents
+	leftovers leftovers
+	suspects  suspects
 
 	// Writes that the server answered, and up to which of them a flush has made them durable.
 	writes  atomic.Uint64
@@ -152,7 +154,7 @@ func (d *Disk) do(ctx context.Context, r *request) error {
 	suspect, changes := false, r.changes()
 	var until time.Time // when sessions that come and go have had enough time
 	for {
-		s, err := d.current(ctx)
+		s, err := d.ready(ctx, r)
 		if err != nil {
 			r.recycle()
 			return suspectIf(suspect, err)
@@ -178,6 +180,17 @@ func (d *Disk) do(ctx context.Context, r *request) error {
 		}
 		r.again()
 	}
+}
+
+// ready is the session for a request that may be sent now. A request that nobody wants any more is not.
+func (d *Disk) ready(ctx context.Context, r *request) (*session, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err := d.leftovers.wait(ctx, r); err != nil {
+		return nil, err
+	}
+	return d.current(ctx)
 }
 
 func suspectIf(suspect bool, err error) error {
@@ -254,4 +267,5 @@ var (
 	_ block.FileNamer        = (*Disk)(nil)
 	_ block.PermissionHolder = (*Disk)(nil)
 	_ block.Reconnector      = (*Disk)(nil)
+	_ block.SuspectReporter  = (*Disk)(nil)
 )

@@ -129,6 +129,9 @@ func (d *Disk) Flush(ctx context.Context) error {
 		}
 		r.recycle()
 	}
+	if err := d.leftovers.flushFailed(); err != nil {
+		return err
+	}
 	for {
 		old := d.durable.Load()
 		if old >= answered || d.durable.CompareAndSwap(old, answered) {
