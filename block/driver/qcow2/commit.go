@@ -268,6 +268,7 @@ func (d *Disk) trim(ctx context.Context) error {
 
 // Close brings the image to rest if that has not been done.
 func (d *Disk) Close() error {
+	d.cleaner.close()
 	if d.maps.slices == nil { // was not opened
 		return nil
 	}

@@ -201,7 +201,7 @@ func create(ctx context.Context, o CreateOptions, file, dataFile storage) error 
 	if dataFile != nil {
 		d.data = dataFile
 	}
-	if err := d.open(ctx, h, Options{}); err != nil {
+	if err := d.open(ctx, h, Options{CacheCleanInterval: new(uint64)}); err != nil { // it lives as long as this call
 		return err
 	}
 	if err := d.preallocate(ctx, mode, o.BackingFile == ""); err != nil {

@@ -51,6 +51,7 @@ type Disk struct {
 	epochs  epochs
 	commits commits
 	plain   lastDecompressed
+	cleaner cleaner
 
 	tables  sync.Mutex // makes L2 tables one after the other; held while one is written
 	growing sync.Mutex // held while a file below grows

@@ -18,6 +18,7 @@ type maps struct {
 	slices  map[int64]*slice // by place in the file
 	loading map[int64]chan struct{}
 	recent  slice // head of a ring, the slice used last next to it
+	round   int   // of the cleaner
 
 	// What the file does not know yet.
 	dirty   []*slice
@@ -31,6 +32,7 @@ type slice struct {
 	data       []byte
 	lo, hi     int  // what is dirty; hi is 0 if nothing is
 	writing    bool // what was dirty is on its way into the file
+	used       int  // in which round of the cleaner, last
 	prev, next *slice
 }
 
@@ -120,6 +122,7 @@ func (d *Disk) lockSlice(ctx context.Context, guest int64) (*slice, error) {
 		}
 		off := table + inTable
 		if s := m.slices[off]; s != nil {
+			s.used = m.round
 			if m.recent.next != s {
 				m.takeOut(s)
 				m.putFirst(s)
@@ -153,6 +156,7 @@ func (d *Disk) lockSlice(ctx context.Context, guest int64) (*slice, error) {
 		m.loading[off] = done
 		m.Unlock()
 		s, err := d.loadSlice(ctx, s, table, off)
+		d.armCleaner()
 		m.Lock()
 		delete(m.loading, off)
 		close(done)
@@ -161,6 +165,7 @@ func (d *Disk) lockSlice(ctx context.Context, guest int64) (*slice, error) {
 			return nil, err
 		}
 		if m.l1[index]&offsetMask == uint64(table) {
+			s.used = m.round
 			m.slices[off] = s
 			m.putFirst(s)
 		}

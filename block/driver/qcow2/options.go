@@ -3,6 +3,9 @@
 package qcow2
 
 import (
+	"math"
+	"time"
+
 	"github.com/blkmirror/blkmirror/block"
 )
 
@@ -18,7 +21,7 @@ type Options struct {
 	RefcountCacheSize   *int64
 	CacheSize           *int64  // both together
 	L2CacheEntrySize    *int64  // bytes read at once of an L2 table
-	CacheCleanInterval  *uint64 // seconds; kept, but the caches are bounded anyway
+	CacheCleanInterval  *uint64 // seconds after which unused tables leave the caches; 0 for never, default 600
 	Unmap               bool    // the node was opened with discard=unmap
 	OnCorrupt           func(Corruption)
 }
@@ -33,8 +36,10 @@ type Corruption struct {
 const (
 	defaultL2Cache   = 32 << 20
 	defaultEntrySize = 64 << 10 // or a cluster, if that is smaller
-	minL2Slices      = 2
-	minRefBlocks     = 4
+	// defaultCleanInterval is in seconds.
+	defaultCleanInterval = 600
+	minL2Slices          = 2
+	minRefBlocks         = 4
 )
 
 // resolved are options without defaults left open.
@@ -45,6 +50,7 @@ type resolved struct {
 	sliceSize                                     int64 // bytes of an L2 table that are cached as one
 	maxSlices                                     int
 	maxBlocks                                     int // refcount blocks in the cache
+	cleanInterval                                 time.Duration
 	onCorrupt                                     func(Corruption)
 }
 
@@ -67,6 +73,11 @@ func (o *Options) resolve(h *header) (resolved, error) {
 	if r.keepOnDiscard && h.version < 3 {
 		return r, invalid("discard-no-unref is only supported since qcow2 version 3")
 	}
+	seconds := or(o.CacheCleanInterval, defaultCleanInterval)
+	if seconds > math.MaxUint32 {
+		return r, invalid("Cache clean interval too big")
+	}
+	r.cleanInterval = time.Duration(seconds) * time.Second
 	cluster := h.clusterSize()
 	r.sliceSize = or(o.L2CacheEntrySize, min(cluster, defaultEntrySize))
 	if r.sliceSize < 512 || r.sliceSize > cluster || r.sliceSize&(r.sliceSize-1) != 0 {

@@ -27,13 +27,14 @@ type refcounts struct {
 	newBlocks []int // entries of the table that the file does not have yet
 	blocks    map[int]*refBlock
 	clock     uint64
-	dirty     int   // blocks
-	hint      int64 // every cluster before it is in use
-	top       int64 // no cluster from it on was ever in use, or it is not in use and counts as such no more than fresh says
-	topFound  bool  // top was looked for
-	fresh     int64 // what the file has behind this offset is zero where no cluster was ever in use
-	opened    int64 // length of the file at first
-	grown     bool  // the file is longer than needed
+	cleaned   uint64 // what clock was when unused blocks were last taken out
+	dirty     int    // blocks
+	hint      int64  // every cluster before it is in use
+	top       int64  // no cluster from it on was ever in use, or it is not in use and counts as such no more than fresh says
+	topFound  bool   // top was looked for
+	fresh     int64  // what the file has behind this offset is zero where no cluster was ever in use
+	opened    int64  // length of the file at first
+	grown     bool   // the file is longer than needed
 }
 
 // refBlock is a refcount block in memory.
