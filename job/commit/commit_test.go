@@ -7,8 +7,6 @@ import (
 	"context"
 	"math/rand/v2"
 	"os"
-	"strconv"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -221,73 +219,60 @@ func TestReadOnlyBase(t *testing.T) {
 	})
 }
 
-// Guests write all the time, the operator pauses and cancels: the guest always reads what it wrote.
-func TestRandom(t *testing.T) {
-	seeds := 60
-	if s := os.Getenv("CHAIN_SEEDS"); s != "" {
-		seeds, _ = strconv.Atoi(s)
-	}
-	for seed := range uint64(seeds) {
-		synctest.Test(t, func(t *testing.T) { random(t, seed) })
-	}
-}
-
-func random(t *testing.T, seed uint64) {
-	random := rand.New(rand.NewPCG(seed, 7))
-	r := chaintest.Random(t, random)
-	r.Attach()
-	last := len(r.Layers) - 1
-	top := 1 + random.IntN(last)
-	if random.IntN(2) == 0 {
-		top = last
-	}
-	base := random.IntN(top)
-	if r.Layers[base].Node.Size() > r.Layers[top].Node.Size() {
-		return
-	}
-	r.Slow(r.Layers, rand.New(rand.NewPCG(seed, 8)), 2*time.Millisecond)
-	r.Guests(1+random.IntN(4), seed, 10*time.Millisecond)
-	cancelled := random.IntN(3) == 0
-	j := start(t, r, commit.Options{Top: r.Layers[top].Node, Base: r.Layers[base].Node, AutoFinalize: true,
-		Speed: []int64{0, 0, 100 * kib, 10 << 20}[random.IntN(4)]})
-	for range random.IntN(4) {
-		time.Sleep(time.Duration(random.Int64N(int64(100 * time.Millisecond))))
-		if j.Pause(nil) == nil {
-			time.Sleep(time.Duration(random.Int64N(int64(20 * time.Millisecond))))
-			_ = j.Resume(nil)
+// TestSchedules commits the active layer and lower ones beside guests, trouble and an operator. After a commit that did not come to
+// its end another one does.
+func TestSchedules(t *testing.T) {
+	chaintest.Schedules(t, 120, func(s *chaintest.Schedule, random *rand.Rand) {
+		last := len(s.Layers) - 1
+		top := last
+		if random.IntN(2) == 0 {
+			top = 1 + random.IntN(last)
 		}
-	}
-	if cancelled {
-		time.Sleep(time.Duration(random.Int64N(int64(50 * time.Millisecond))))
-		_ = j.Cancel(nil)
-	}
-	for tries := 0; !cancelled && top == last && tries < 10002 && j.Complete(nil) != nil; tries++ {
-		switch time.Sleep(10 * time.Millisecond); {
-		case tries == 100:
-			_ = j.SetSpeed(0) // guests are faster than the copy
-			r.Hurry()
-		case tries > 10000:
-			t.Errorf("seed %d: not ready: %+v; %s", seed, j.Info(), r.Events)
-			_ = j.Cancel(nil)
+		base := random.IntN(top)
+		if s.Layers[base].Node.Size() > s.Layers[top].Node.Size() {
+			return
 		}
-	}
-	<-j.Done()
-	synctest.Wait()
-	time.Sleep(50 * time.Millisecond) // guests go on
-	r.StopGuests()
-	history := r.Events.String()
-	ok := strings.Contains(history, "COMPLETED ")
-	guest := r.Top()
-	if ok && top == last {
-		guest = r.Layers[base].Node
-	}
-	switch {
-	case !ok && !cancelled, r.Guest.Node() != guest,
-		ok && top < last && r.Layers[top+1].Node.Backing() != r.Layers[base].Node,
-		!ok && r.Layers[top].Node.Backing() != r.Layers[top-1].Node:
-		t.Errorf("the guest is on '%s'; %s", r.Guest.Node().Name(), history)
-	}
-	if t.Failed() {
-		t.Fatalf("seed %d failed: top %d, base %d of %d", seed, top, base, len(r.Layers))
-	}
+		o := commit.Options{Top: s.Layers[top].Node, Base: s.Layers[base].Node, AutoFinalize: random.IntN(2) == 0,
+			Speed:   []int64{0, 0, 100 * kib, 10 << 20}[random.IntN(4)],
+			OnError: []job.Policy{job.PolicyReport, job.PolicyIgnore, job.PolicyStop, job.PolicyENOSPC}[random.IntN(4)]}
+		if top < last && random.IntN(10) == 0 {
+			s.Layers[top+1].Overlay.FailRename(os.ErrPermission)
+		}
+		soft := false
+		judge := func(ok bool) {
+			guest, over, below := s.Top(), s.Layers[top].Node, s.Layers[top-1].Node
+			switch {
+			case !ok:
+			case top == last && !soft:
+				guest = s.Layers[base].Node
+			case top < last:
+				over, below = s.Layers[top+1].Node, s.Layers[base].Node
+			}
+			if s.Guest.Node() != guest || over.Backing() != below {
+				t.Errorf("ok %v: the guest is on '%s'; '%s' stands on %v", ok, s.Guest.Node().Name(), over.Name(), over.Backing())
+			}
+		}
+		ok := s.Run(random, func() (*job.Job, error) { return start(t, s.Rig, o), nil })
+		s.Judge(ok, true)
+		soft = ok && top == last && s.Guest.Node() == s.Top() // cancelled when it was ready
+		judge(ok)
+		if ok && !soft || t.Failed() {
+			return
+		}
+		if top < last {
+			s.Layers[top+1].Overlay.FailRename(nil)
+		}
+		soft = false
+		o.AutoFinalize, o.Speed = true, 0
+		j := start(t, s.Rig, o)
+		if top == last {
+			for j.Complete(nil) != nil {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		<-j.Done()
+		must(t, j.Err())
+		judge(true)
+		s.LookAll()
+	})
 }

@@ -7,8 +7,6 @@ import (
 	"context"
 	"math/rand/v2"
 	"os"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -283,64 +281,45 @@ func TestPauseAtTheGate(t *testing.T) {
 	}
 }
 
-// Guests write all the time, requests fail, the operator pauses and cancels: the guest always reads what it wrote.
-func TestRandom(t *testing.T) {
-	seeds := 60
-	if s := os.Getenv("CHAIN_SEEDS"); s != "" {
-		seeds, _ = strconv.Atoi(s)
-	}
-	for seed := range uint64(seeds) {
-		synctest.Test(t, func(t *testing.T) {
-			random := rand.New(rand.NewPCG(seed, 7))
-			r := chaintest.Random(t, random)
-			r.Attach()
-			device := 1 + random.IntN(len(r.Layers)-1)
-			if random.IntN(2) == 0 {
-				device = len(r.Layers) - 1
-			}
-			o := stream.Options{Device: r.Layers[device].Node, AutoFinalize: true, Speed: []int64{0, 0, 100 * kib, 10 << 20}[random.IntN(4)]}
-			base := random.IntN(device+1) - 1
-			if base >= 0 {
-				o.Base = r.Layers[base].Node
-			}
-			r.Slow(r.Layers, rand.New(rand.NewPCG(seed, 8)), 2*time.Millisecond)
-			r.Guests(1+random.IntN(4), seed, 10*time.Millisecond)
-			cancelled := random.IntN(3) == 0
-			j := start(t, r, o)
-			operate(random, j, cancelled)
-			<-j.Done()
-			synctest.Wait()
-			r.StopGuests()
-			history := r.Events.String()
-			switch ok := strings.Contains(history, "COMPLETED "); {
-			case !ok && !cancelled:
-				t.Errorf("seed %d: %s", seed, history)
-			case ok && base >= 0 && r.Layers[device].Node.Backing() != r.Layers[base].Node,
-				ok && base < 0 && r.Layers[device].Node.Backing() != nil,
-				!ok && r.Layers[device].Node.Backing() != r.Layers[device-1].Node:
-				t.Errorf("seed %d: wrong backing node; %s", seed, history)
-			}
-			if r.Guest.Node() != r.Top() {
-				t.Errorf("seed %d: the guest's node is '%s'", seed, r.Guest.Node().Name())
-			}
-			if t.Failed() {
-				t.Fatalf("seed %d failed", seed)
-			}
-		})
-	}
-}
-
-// operate pauses and resumes a job, and cancels it at some time.
-func operate(random *rand.Rand, j *job.Job, cancel bool) {
-	for range random.IntN(4) {
-		time.Sleep(time.Duration(random.Int64N(int64(100 * time.Millisecond))))
-		if j.Pause(nil) == nil {
-			time.Sleep(time.Duration(random.Int64N(int64(20 * time.Millisecond))))
-			_ = j.Resume(nil)
+// TestSchedules streams beside guests, trouble and an operator. After a stream that did not come to its end another one does.
+func TestSchedules(t *testing.T) {
+	chaintest.Schedules(t, 120, func(s *chaintest.Schedule, random *rand.Rand) {
+		device := len(s.Layers) - 1
+		if random.IntN(2) == 0 {
+			device = 1 + random.IntN(device)
 		}
-	}
-	if cancel {
-		time.Sleep(time.Duration(random.Int64N(int64(50 * time.Millisecond))))
-		_ = j.Cancel(nil)
-	}
+		o := stream.Options{Device: s.Layers[device].Node, AutoFinalize: random.IntN(2) == 0, Speed: []int64{0, 0, 100 * kib, 10 << 20}[random.IntN(4)],
+			OnError: []job.Policy{job.PolicyReport, job.PolicyIgnore, job.PolicyStop, job.PolicyENOSPC}[random.IntN(4)]}
+		base := random.IntN(device+1) - 1
+		var below *block.Node
+		if base >= 0 {
+			below = s.Layers[base].Node
+			o.Base = below
+		}
+		if random.IntN(10) == 0 {
+			s.Layers[device].Overlay.FailRename(os.ErrPermission)
+		}
+		judge := func(ok bool) {
+			want := s.Layers[device-1].Node
+			if ok {
+				want = below
+			}
+			if got := s.Layers[device].Node.Backing(); got != want || s.Guest.Node() != s.Top() {
+				t.Errorf("ok %v: it stands on %v, the guest on '%s'", ok, got, s.Guest.Node().Name())
+			}
+		}
+		ok := s.Run(random, func() (*job.Job, error) { return start(t, s.Rig, o), nil })
+		s.Judge(ok, false)
+		judge(ok)
+		if ok || t.Failed() {
+			return
+		}
+		s.Layers[device].Overlay.FailRename(nil)
+		o.AutoFinalize, o.Speed = true, 0
+		j := start(t, s.Rig, o)
+		<-j.Done()
+		must(t, j.Err())
+		judge(true)
+		s.LookAll()
+	})
 }
