@@ -6,6 +6,11 @@ SEEDS     ?= 10000
 BENCHTIME ?= 0.2s
 BENCH     ?= --scale 0.1 --rounds 2
 HISTORIES ?= 20
+# Of `make torture`: rounds, or mirrors to cancel; when no more begin, or how long a soak is; rounds at once; rounds, cancel or soak.
+COUNT     ?= 100
+TIME      ?= 1h
+JOBS      ?= 2
+MODE      ?= rounds
 # How long the tests of one package may take; the whole of `make test` takes a few minutes.
 TIMEOUT   ?= 8m
 # How long `make interop` may take in all, once the programs are there.
@@ -92,6 +97,10 @@ fuzz: ## run every fuzz target for a while (FUZZTIME=10s)
 .PHONY: soak
 soak: ## run the randomised mirror test with many seeds (SEEDS=10000)
 	$(GO) test -tags invariants -run TestSchedules -timeout 0 ./job/mirror -v -schedules $(SEEDS) | grep -Ev '^(===|    --- PASS)'
+
+.PHONY: torture
+torture: build ## try to make the daemon lose data by real faults (SEED= of the first round, COUNT=100, TIME=1h, JOBS=2; MODE=cancel, MODE=soak)
+	bin/blkmirror-torture $(MODE) --daemon bin/blkmirrord --count $(COUNT) --time $(TIME) --jobs $(JOBS) $(addprefix --seed ,$(SEED))
 
 .PHONY: model
 model: ## check the model of the mirror's concurrency, and that its mutations are noticed (spin, gcc)

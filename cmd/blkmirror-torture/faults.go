@@ -37,7 +37,7 @@ func (r *round) inject(ctx context.Context, st step) error {
 		r.daemon.kill()
 		return r.restarted(ctx)
 	case stopDaemon:
-		if err := r.daemon.stop(ctx, func() { r.daemon.process.signal(syscall.SIGTERM) }); err != nil {
+		if err := r.stopDaemon(ctx, func() { r.daemon.process.signal(syscall.SIGTERM) }); err != nil {
 			return err
 		}
 		return r.restarted(ctx)
@@ -156,7 +156,7 @@ func (r *round) newTarget(ctx context.Context) error {
 		return err
 	}
 	if r.server == nil {
-		if err := r.daemon.do(ctx, "blockdev-del", args{"node-name": targetNode}, nil); err != nil {
+		if err := r.removeTarget(ctx); err != nil {
 			return err
 		}
 	} else {
@@ -176,6 +176,16 @@ func (r *round) newTarget(ctx context.Context) error {
 		return err
 	}
 	return r.look(ctx)
+}
+
+// removeTarget removes the target's node. A node that cannot flush stays; errors of fault nodes come once each.
+func (r *round) removeTarget(ctx context.Context) (err error) {
+	for range 4 {
+		if err = r.daemon.do(ctx, "blockdev-del", args{"node-name": targetNode}, nil); err == nil || !r.errors {
+			break
+		}
+	}
+	return err
 }
 
 // missing starts the daemon while the target's image is away: it must refuse, naming it, and start well once it is back.

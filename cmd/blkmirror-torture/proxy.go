@@ -6,6 +6,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 )
 
 // proxy is a line between the daemon and the server of its target, that can be cut and can fall silent.
@@ -13,6 +14,7 @@ type proxy struct {
 	listener net.Listener
 	server   string // socket
 	carriers sync.WaitGroup
+	held     atomic.Int64 // carriers that have bytes in a silence
 
 	mu struct {
 		sync.Mutex
@@ -84,7 +86,9 @@ func (p *proxy) carry(to, from net.Conn) {
 			silent := p.mu.silent
 			p.mu.Unlock()
 			if silent != nil {
+				p.held.Add(1)
 				<-silent
+				p.held.Add(-1)
 			}
 			if _, err := to.Write(buffer[:n]); err != nil {
 				from.Close() // the other end is told

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 )
 
 // Modes.
@@ -20,6 +21,9 @@ const (
 	modeCancel = "cancel"
 	modeSoak   = "soak"
 )
+
+// memoryFolder is where files are by default, if it has some space.
+const memoryFolder = "/dev/shm"
 
 // settings are what the command line says.
 type settings struct {
@@ -87,8 +91,9 @@ func parseFlags(args []string, out io.Writer) (*settings, error) {
 	}
 	if s.folder == "" {
 		s.folder = os.TempDir()
-		if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
-			s.folder = "/dev/shm"
+		var fs unix.Statfs_t
+		if err := unix.Statfs(memoryFolder, &fs); err == nil && int64(fs.Bavail)*fs.Bsize >= 1<<30 {
+			s.folder = memoryFolder
 		}
 	}
 	var err error

@@ -22,6 +22,7 @@ const (
 type server struct {
 	argv    []string
 	folder  string
+	foreign bool // it is no daemon of ours
 	process *process
 }
 
@@ -29,6 +30,7 @@ type server struct {
 func newServer(s *settings, kind, folder, image, format string) *server {
 	r := &server{folder: folder}
 	if kind == targetQEMU {
+		r.foreign = true
 		r.argv = []string{s.qemuNBD, "--format", format, "--persistent", "--shared", "0", "--discard", "unmap", "--export-name", "disk",
 			"--socket", filepath.Join(folder, "server"), image}
 		return r
@@ -65,11 +67,28 @@ func (r *server) stop(ctx context.Context) error {
 	}
 	r.process.signal(syscall.SIGCONT)
 	r.process.signal(syscall.SIGTERM)
-	status, err := r.process.wait(ctx, 20*time.Second)
+	if r.foreign {
+		return r.stopForeign(ctx)
+	}
+	status, err := r.process.wait(ctx, stopLimit)
 	if err == nil && status != 0 {
 		err = fmt.Errorf("the target's server ended with status %d; see %s", status, r.process.log)
 	}
 	return err
+}
+
+// stopForeign gives a server that is not ours some time to end in good order: how it does is not what is tried here.
+func (r *server) stopForeign(ctx context.Context) error {
+	timeout := time.NewTimer(2 * time.Second)
+	defer timeout.Stop()
+	select {
+	case <-r.process.exited:
+	case <-timeout.C:
+		r.process.kill()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return nil
 }
 
 // imageNode defines a node for an image, with rules for faults below it.
