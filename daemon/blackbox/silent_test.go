@@ -75,7 +75,7 @@ func TestSilentServer(t *testing.T) {
 	d.do("job-complete", args{"id": "m"})
 	d.wait("JOB_STATUS_CHANGE", args{"id": "m", "status": "null"})
 	must(t, g.WriteAt(t.Context(), make([]byte, 4096), 0, 0))
-	d.do("blockdev-add", args{"driver": "null-co", "node-name": "far", "size": 8 << 20})
+	d.do("blockdev-add", args{"driver": "null-co", "node-name": "near", "size": 8 << 20})
 	select {
 	case err := <-result:
 		t.Fatalf("the other command did not wait: %v after %v", err, time.Since(began))
@@ -85,7 +85,7 @@ func TestSilentServer(t *testing.T) {
 	if err := <-result; err == nil || !strings.Contains(err.Error(), "gave no greeting") {
 		t.Errorf("the other command ended with %v", err)
 	}
-	d.do("blockdev-del", args{"node-name": "far"})
+	d.do("blockdev-del", args{"node-name": "near"})
 }
 
 // TestNameTakenMeanwhile: two monitors make a node of the same name, and the one that waited is refused.

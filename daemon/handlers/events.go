@@ -53,7 +53,7 @@ func (e jobEvents) Failed(id string, f job.Failure) {
 
 // tellOfConnection tells monitors when a node loses its server, and when it has it again.
 func (h *Handlers) tellOfConnection(n *block.Node) {
-	disk, ok := n.Driver().(*nbd.Disk)
+	disk, ok := n.Driver().(*connection)
 	if !ok {
 		return
 	}

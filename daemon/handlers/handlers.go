@@ -63,8 +63,8 @@ type Handlers struct {
 	doors   doorkeepers
 	opened  map[*block.Node]*openedNode // what nodes were opened with
 	jobNodes
-	kept   kept
-	dialed connections // made for the command that runs
+	kept        kept
+	connections *connections // of the command that runs, see connecting
 }
 
 // object is something made by object-add.

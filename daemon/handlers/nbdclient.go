@@ -3,7 +3,6 @@
 package handlers
 
 import (
-	"context"
 	"crypto/tls"
 	"net"
 	"time"
@@ -98,19 +97,18 @@ func uriTLS(u *nbd.URI) (*tls.Config, error) {
 	return c.Client(u.TLSHostname), nil
 }
 
-// openNBD is how the driver of an nbd node is made: of the connection that was made for it, or by connecting now, which holds
-// up whoever waits for the graph.
+// openNBD is how the driver of an nbd node is made, of a connection that there is, see connecting.
 func (h *Handlers) openNBD(o *api.BlockdevOptionsNbd, n *nodeOptions) (func([]*block.Edge) (block.Driver, error), error) {
 	options, err := h.nbdDriver(o, n)
 	if err != nil {
 		return nil, err
 	}
 	return func([]*block.Edge) (block.Driver, error) {
-		if disk := h.dialed[o]; disk != nil {
-			delete(h.dialed, o)
-			return disk, nil
+		c, err := h.connections.take(targetOf(o, options), options)
+		if err != nil {
+			return nil, err
 		}
-		return nbd.Open(context.Background(), options)
+		return c, nil
 	}, nil
 }
 
@@ -170,7 +168,7 @@ func sameNBD(n *block.Node, was, becomes *openedNode) error {
 	if err != nil {
 		return err
 	}
-	disk, _ := n.Driver().(*nbd.Disk)
+	disk, _ := n.Driver().(*connection)
 	switch {
 	case old.Server != o.Server:
 		return qmp.Errorf("Cannot change the option 'server'")

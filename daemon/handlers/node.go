@@ -4,7 +4,6 @@ package handlers
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
@@ -22,17 +21,12 @@ func (h *Handlers) BlockdevAdd(ctx context.Context, o *api.BlockdevOptions) erro
 	if o.NodeName == nil {
 		return qmp.Errorf("'node-name' must be specified for the root node")
 	}
-	o, made, err := h.connect(ctx, o)
-	if err != nil {
-		return err
-	}
-	h.dialed = made
-	err = h.change(ctx, func(tx *block.Tx) error {
-		_, err := h.open(ctx, tx, o, site{})
-		return err
+	return h.connecting(ctx, func() error {
+		return h.change(ctx, func(tx *block.Tx) error {
+			_, err := h.open(ctx, tx, o, site{})
+			return err
+		})
 	})
-	h.dialed = nil
-	return errors.Join(err, made.close())
 }
 
 // open opens a node and the children that are defined inside it or that its image names.
@@ -90,39 +84,6 @@ func (h *Handlers) checkNewName(name *string) error {
 		return qmp.Errorf("Duplicate nodes with node-name='%s'", *name)
 	}
 	return nil
-}
-
-// findHosts adds the options of all nbd nodes that o defines to found, and returns o with the nodes that file names stand for.
-// Of those that the headers of images name nothing is known yet: they are connected to when they are opened.
-func (h *Handlers) findHosts(o *api.BlockdevOptions, parent *nodeOptions, role string, found hosts) (*api.BlockdevOptions, error) {
-	if err := h.checkNewName(o.NodeName); err != nil {
-		return nil, err
-	}
-	o, err := byName(o)
-	if err != nil {
-		return nil, err
-	}
-	options, err := commonOptions(o, parent, role)
-	if err != nil {
-		return nil, err
-	}
-	if o.NBD != nil {
-		if found[o.NBD], err = h.nbdDriver(o.NBD, options); err != nil {
-			return nil, err
-		}
-	}
-	for _, c := range childrenOf(o) {
-		if c.ref.Definition != nil {
-			if c.ref.Definition, err = h.findHosts(c.ref.Definition, options, c.name, found); err != nil {
-				return nil, err
-			}
-		}
-	}
-	if o.Qcow2 != nil && o.Qcow2.Backing != nil && o.Qcow2.Backing.Definition != nil {
-		b := o.Qcow2.Backing
-		b.Definition, err = h.findHosts(b.Definition, options, "backing", found)
-	}
-	return o, err
 }
 
 // openedNode remembers what a node was opened with, for when it is reopened.

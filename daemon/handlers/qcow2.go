@@ -86,15 +86,17 @@ func (h *Handlers) createImage(ctx context.Context, jobID string, a *api.Blockde
 	o, err := createOptions(a)
 	var file, data *block.Backend
 	if err == nil {
-		err = h.graph.Change(ctx, func(tx *block.Tx) (err error) {
-			if file, err = h.hold(ctx, tx, &a.File, "file", jobID); err != nil || a.DataFile == nil {
-				return err
-			}
-			if data, err = h.hold(ctx, tx, a.DataFile, "data-file", jobID); err != nil {
-				return err
-			}
-			o.DataFileName = data.Node().FileName()
-			return nil
+		err = h.connecting(ctx, func() error {
+			return h.graph.Change(ctx, func(tx *block.Tx) (err error) {
+				if file, err = h.hold(ctx, tx, &a.File, "file", jobID); err != nil || a.DataFile == nil {
+					return err
+				}
+				if data, err = h.hold(ctx, tx, a.DataFile, "data-file", jobID); err != nil {
+					return err
+				}
+				o.DataFileName = data.Node().FileName()
+				return nil
+			})
 		})
 	}
 	if err != nil {

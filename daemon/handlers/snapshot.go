@@ -23,7 +23,9 @@ func (h *Handlers) BlockdevSnapshot(ctx context.Context, a *api.BlockdevSnapshot
 
 // BlockdevSnapshotSync makes an overlay and puts it on a disk in use.
 func (h *Handlers) BlockdevSnapshotSync(ctx context.Context, a *api.BlockdevSnapshotSync) error {
-	return h.change(ctx, func(tx *block.Tx) error { return h.snapshotSync(ctx, tx, a) })
+	return h.connecting(ctx, func() error {
+		return h.change(ctx, func(tx *block.Tx) error { return h.snapshotSync(ctx, tx, a) })
+	})
 }
 
 func (h *Handlers) snapshot(ctx context.Context, tx *block.Tx, a *api.BlockdevSnapshot) error {

@@ -18,25 +18,29 @@ func (h *Handlers) Transaction(ctx context.Context, a *api.TransactionArguments)
 			return qmp.Errorf("Action '%s' does not support transaction property completion-mode = grouped", action.Type)
 		}
 	}
-	return h.change(ctx, func(tx *block.Tx) error {
-		var nodes []*block.Node
-		for _, action := range a.Actions {
-			for _, name := range nodesOf(&action) {
-				if n, err := h.graph.Node(name); err == nil {
-					nodes = append(nodes, n)
-				}
+	return h.connecting(ctx, func() error {
+		return h.change(ctx, func(tx *block.Tx) error { return h.actAll(ctx, tx, a.Actions) })
+	})
+}
+
+func (h *Handlers) actAll(ctx context.Context, tx *block.Tx, actions []api.TransactionAction) error {
+	var nodes []*block.Node
+	for _, action := range actions {
+		for _, name := range nodesOf(&action) {
+			if n, err := h.graph.Node(name); err == nil {
+				nodes = append(nodes, n)
 			}
 		}
-		if err := tx.Drain(ctx, nil, nodes...); err != nil {
+	}
+	if err := tx.Drain(ctx, nil, nodes...); err != nil {
+		return err
+	}
+	for _, action := range actions {
+		if err := h.act(ctx, tx, &action); err != nil {
 			return err
 		}
-		for _, action := range a.Actions {
-			if err := h.act(ctx, tx, &action); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	}
+	return nil
 }
 
 func (h *Handlers) act(ctx context.Context, tx *block.Tx, a *api.TransactionAction) error {
