@@ -219,7 +219,8 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
-// TestResize: a disk that is resized between two guests keeps what the smaller of both sizes has.
+// TestResize: a disk that is resized between two guests keeps what the smaller of both sizes has, and the next guest sees its length.
+// An export keeps it from being resized, as NBD has no way to tell clients.
 func TestResize(t *testing.T) {
 	for _, cluster := range []int{512, 65536, 2 * mib} {
 		t.Run(fmt.Sprint(cluster), func(t *testing.T) {
@@ -227,13 +228,22 @@ func TestResize(t *testing.T) {
 				d.create("image", args{"size": busySize, "cluster-size": cluster})
 				d.do("blockdev-add", imageNode("disk", d.path("image"), nil))
 			})
-			for _, size := range []int64{busySize + 512, 40 * mib, 300 * mib, busySize + 4096, busySize} {
+			for _, size := range []int64{busySize + 512, 40 * mib, 300 * mib, busySize + 4096, 50 * mib, busySize} {
 				b.until(60)
 				b.end()
+				resize := args{"node-name": "disk", "size": size}
+				if err := b.try("block_resize", resize); err == nil || !strings.Contains(err.Error(), "Permission conflict") {
+					t.Errorf("resized while it is exported: %v", err)
+				}
 				b.do("block-export-del", args{"id": "export-disk", "mode": "hard"})
 				b.wait("BLOCK_EXPORT_DELETED", nil)
-				b.do("block_resize", args{"node-name": "disk", "size": size})
+				b.do("block_resize", resize)
 				b.export("disk")
+				c := b.connect("disk")
+				if int64(c.Size()) != size {
+					t.Errorf("a disk of %d bytes is exported with %d", size, c.Size())
+				}
+				c.Close()
 				b.begin(b.daemon, "disk")
 			}
 			b.over("image", "qcow2")
