@@ -35,6 +35,10 @@ help: ## explain every target
 build: ## build bin/blkmirrord and bin/blkmirror, static
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
 
+.PHONY: man
+man: ## make the client's manual pages in bin/man, from its commands
+	$(GO) test ./cmd/blkmirror -run '^TestManPages$$' -count=1 -args -man $(CURDIR)/bin/man
+
 .PHONY: demo
 demo: build ## mirror a disk under a writer, switch over, and check the copy; needs Go alone
 	$(GO) run ./cmd/blkmirror-demo --daemon bin/blkmirrord

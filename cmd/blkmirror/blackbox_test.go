@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -193,29 +192,6 @@ func TestTerminal(t *testing.T) {
 			t.Errorf("no %q in %q", want, text)
 		}
 	}
-}
-
-// openTerminal makes a terminal of 100 columns, and returns our end and the
-// name of the other one.
-func openTerminal(t *testing.T) (*os.File, string) {
-	t.Helper()
-	terminal, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Skip("no terminals here: ", err)
-	}
-	t.Cleanup(func() { terminal.Close() })
-	fd := int(terminal.Fd())
-	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 100}); err != nil {
-		t.Fatal(err)
-	}
-	return terminal, fmt.Sprintf("/dev/pts/%d", number)
 }
 
 // waitingWriter tells when a text was written to it.

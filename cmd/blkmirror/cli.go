@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
@@ -32,7 +33,9 @@ events, is connected.
 
 // cli is one run of the program.
 type cli struct {
+	stdin          *os.File // nil for none
 	stdout, stderr io.Writer
+	getenv         func(string) string
 
 	socket   string
 	json     bool
@@ -42,8 +45,8 @@ type cli struct {
 
 // run carries out a command line, and returns the exit status. The end of ctx
 // is an interruption by the user.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer, getenv func(string) string) int {
-	c := &cli{stdout: stdout, stderr: stderr, patience: defaultPatience}
+func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr io.Writer, getenv func(string) string) int {
+	c := &cli{stdin: stdin, stdout: stdout, stderr: stderr, getenv: getenv, patience: defaultPatience}
 	root := c.root(getenv(envSocket))
 	root.SetArgs(args)
 	root.SetOut(stdout)
@@ -72,6 +75,7 @@ func (c *cli) root(socket string) *cobra.Command {
 	flags.Lookup("socket").DefValue = "" // not the variable's value
 	root.AddCommand(c.statusCommand(), c.nodesCommand(), c.exportsCommand(), c.jobsCommand(), c.mirrorCommand(), c.jobCommand(),
 		c.bitmapCommand(), c.exportCommand(), c.createCommand(), c.copyCommand(), c.explainCommand(), c.doctorCommand(), c.eventsCommand(), c.qmpCommand(), c.tlsCommand())
+	c.addCompletions(root)
 	return root
 }
 

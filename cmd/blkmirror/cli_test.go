@@ -79,7 +79,7 @@ type result struct {
 // try runs the client on a socket.
 func try(ctx context.Context, socket string, args ...string) result {
 	var stdout, stderr bytes.Buffer
-	status := run(ctx, args, &stdout, &stderr, func(name string) string {
+	status := run(ctx, args, nil, &stdout, &stderr, func(name string) string {
 		if name == envSocket {
 			return socket
 		}

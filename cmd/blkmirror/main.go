@@ -18,5 +18,5 @@ func main() {
 		signal.Stop(signals) // the second one ends the process at once
 		cancel(errInterrupted)
 	}()
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr, os.Getenv))
+	os.Exit(run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv))
 }

@@ -9,39 +9,70 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/blkmirror/blkmirror/qmp"
 )
 
 func (c *cli) qmpCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "qmp {MESSAGE | COMMAND [KEY=VALUE...]}",
-		Short: "execute any QMP command",
+	var file string
+	keepGoing := false
+	cmd := &cobra.Command{
+		Use:   "qmp [MESSAGE | COMMAND [KEY=VALUE...]]",
+		Short: "execute any QMP commands: one, a script, or as you type",
 		Long: `Executes one QMP command, and prints what it returns as JSON.
 
 The command is given as a whole message, or by its name and arguments. A dot
 in a KEY leads into an object. A VALUE that is a number, true, false, null, or
 JSON in brackets or quotes is taken for that, and anything else for a string:
-write port='"10809"' for a string of digits.`,
+write port='"10809"' for a string of digits.
+
+With --file it executes a script: a command per line, written as above with the
+quotes of a shell, # and what follows for comments; a whole message may take
+several lines. It ends at the first error.
+
+Without a command it is a shell: Tab completes commands and arguments from what
+the daemon says that it knows, the arrow keys lead through what was typed
+before, events are shown as they come, help explains, and exit or Ctrl-D ends
+it. Where standard input is no terminal, that is a script.`,
 		Example: `  blkmirror qmp '{"execute": "job-pause", "arguments": {"id": "m"}}'
   blkmirror qmp job-pause id=m
   blkmirror qmp nbd-server-start addr.type=unix addr.data.path=/run/nbd.sock
-  blkmirror qmp blockdev-add driver=file node-name=disk filename=/srv/disk.img`,
-		Args: cobra.MinimumNArgs(1),
-		RunE: c.action(func(ctx context.Context, args []string) error {
+  blkmirror qmp blockdev-add driver=file node-name=disk filename=/srv/disk.img
+  blkmirror qmp --file setup.qmp`,
+	}
+	cmd.Flags().StringVarP(&file, "file", "f", "", "execute the script in `FILE`; - is standard input")
+	cmd.Flags().BoolVar(&keepGoing, "keep-going", false, "go on after a command of a script that was refused")
+	cmd.RunE = c.action(func(ctx context.Context, args []string) error {
+		if len(args) > 0 {
+			if file != "" {
+				return usage("give either --file or a command")
+			}
 			command, arguments, err := parseCommand(args)
 			if err != nil {
 				return err
 			}
-			return c.with(ctx, func(s *session) error {
-				var answer any
-				if err := s.Execute(ctx, command, arguments, &answer); err != nil {
-					return err
-				}
-				return c.printJSON(answer)
-			})
-		}),
+			return c.with(ctx, func(s *session) error { return c.executeOne(ctx, s, command, arguments) })
+		}
+		if file == "" && c.stdin != nil && term.IsTerminal(int(c.stdin.Fd())) {
+			return c.with(ctx, func(s *session) error { return c.shell(ctx, s) })
+		}
+		script, err := c.openScript(file)
+		if err != nil {
+			return err
+		}
+		defer script.Close()
+		return c.with(ctx, func(s *session) error { return c.script(ctx, s, script, keepGoing) })
+	})
+	return cmd
+}
+
+func (c *cli) executeOne(ctx context.Context, s *session, command string, arguments *qmp.Object) error {
+	var answer any
+	if err := s.Execute(ctx, command, arguments, &answer); err != nil {
+		return err
 	}
+	return c.printJSON(answer)
 }
 
 func parseCommand(args []string) (command string, arguments *qmp.Object, err error) {

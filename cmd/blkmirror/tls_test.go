@@ -15,7 +15,7 @@ func TestTLS(t *testing.T) {
 	try := func(args ...string) (status int, out string) {
 		t.Helper()
 		var text bytes.Buffer
-		status = run(t.Context(), append([]string{"tls"}, args...), &text, &text, func(string) string { return "" })
+		status = run(t.Context(), append([]string{"tls"}, args...), nil, &text, &text, func(string) string { return "" })
 		return status, text.String()
 	}
 	for _, step := range []struct {
