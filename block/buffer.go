@@ -65,6 +65,17 @@ func hugeBytes(n int) []byte {
 	return p
 }
 
+// BufferBytes is how much memory a buffer of n bytes takes, 0 for none.
+func BufferBytes(n int64) int64 {
+	if n > 1<<maxBufferShift {
+		return n
+	}
+	if n <= 0 {
+		return 0
+	}
+	return 1 << max(bits.Len64(uint64(n-1)), minBufferShift)
+}
+
 // Release gives the buffer back.
 func (b *Buffer) Release() {
 	if b.class < 0 {

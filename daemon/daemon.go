@@ -17,6 +17,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/blkmirror/blkmirror/block/budget"
 	"github.com/blkmirror/blkmirror/block/export/nbdserver"
 	"github.com/blkmirror/blkmirror/daemon/handlers"
 	"github.com/blkmirror/blkmirror/daemon/options"
@@ -176,6 +177,7 @@ func newDaemon(log *logrus.Entry, l *limits, box *sandbox.Sandbox) *Daemon {
 		Aside:   d.aside,
 		Hold:    d.hold,
 		Limits:  l.handlers,
+		Memory:  budget.New(int64(l.memory)),
 		Explain: box.Explain,
 	})
 	d.server = server.New(server.Config{

@@ -9,17 +9,25 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/blkmirror/blkmirror/block/export/nbdserver"
+	"github.com/blkmirror/blkmirror/block/nbd"
 	"github.com/blkmirror/blkmirror/daemon/handlers"
 	"github.com/blkmirror/blkmirror/daemon/sandbox"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/server"
 )
 
+const (
+	defaultMemory = 1 << 30
+	leastMemory   = 64 << 20 // two of the largest requests
+	leastRequest  = 64 << 10 // what clients use that ask for no sizes
+)
+
 // limits are the options that bound what clients can make the daemon do; docs/limits.md explains them.
 type limits struct {
-	clients, depth int
-	message        size
-	handlers       handlers.Limits
+	clients, depth           int
+	message, memory, request size
+	handlers                 handlers.Limits
 
 	sandbox sandbox.Options
 	ports   string
@@ -57,12 +65,16 @@ func (p paths) Set(text string) error {
 }
 
 func (l *limits) addTo(flags *pflag.FlagSet) {
-	l.message = qmp.MaxTokenSize
+	l.message, l.memory, l.request = qmp.MaxTokenSize, defaultMemory, nbd.MaxPayload
 	flags.IntVar(&l.clients, "max-monitor-clients", server.DefaultMaxClients, "take at most `N` clients of all monitors together")
 	flags.Var(&l.message, "max-monitor-message", "refuse messages of monitors that are longer than `BYTES`")
 	flags.IntVar(&l.depth, "max-monitor-depth", qmp.MaxDepth, "refuse messages of monitors with more than `N` brackets inside one another")
 	flags.IntVar(&l.handlers.Exports, "max-exports", 1000, "make at most `N` exports")
 	flags.IntVar(&l.handlers.Jobs, "max-jobs", 1000, "make at most `N` jobs, those that wait to be dismissed included")
+	flags.IntVar(&l.handlers.Nodes, "max-nodes", 10000, "make at most `N` nodes, those that others bring with them included")
+	flags.Var(&l.memory, "memory-limit", "use at most `BYTES` for the data of requests of NBD clients and of jobs")
+	flags.IntVar(&l.handlers.Requests, "max-nbd-requests", nbdserver.DefaultMaxRequests, "work on at most `N` requests of one NBD connection at a time")
+	flags.Var(&l.request, "max-nbd-request-size", "refuse reads and writes of NBD clients of more than `BYTES`")
 	flags.Var(paths{&l.sandbox.Paths}, "sandbox", "confine the daemon to `DIR[:DIR...]` and what is in it, whoever names a path (Landlock)")
 	flags.Var(paths{&l.sandbox.ReadOnly}, "sandbox-ro", "let it also read in `DIR[:DIR...]`")
 	flags.StringVar(&l.ports, "sandbox-tcp", "", "confine TCP to `PORT[:PORT...]`, to listen on and to connect to; none for no TCP")
@@ -72,17 +84,20 @@ func (l *limits) addTo(flags *pflag.FlagSet) {
 // check says what is wrong with the values.
 func (l *limits) check() error {
 	for _, bound := range []struct {
-		option      string
-		value, most int64
+		option             string
+		value, least, most int64
 	}{
-		{"max-monitor-clients", int64(l.clients), 1 << 20}, {"max-monitor-message", int64(l.message), qmp.MaxTokenSize},
-		{"max-monitor-depth", int64(l.depth), qmp.MaxDepth},
-		{"max-exports", int64(l.handlers.Exports), 1 << 20}, {"max-jobs", int64(l.handlers.Jobs), 1 << 20},
+		{"max-monitor-clients", int64(l.clients), 1, 1 << 20}, {"max-monitor-message", int64(l.message), 1, qmp.MaxTokenSize},
+		{"max-monitor-depth", int64(l.depth), 1, qmp.MaxDepth},
+		{"max-exports", int64(l.handlers.Exports), 1, 1 << 20}, {"max-jobs", int64(l.handlers.Jobs), 1, 1 << 20},
+		{"max-nodes", int64(l.handlers.Nodes), 1, 1 << 20}, {"memory-limit", int64(l.memory), leastMemory, 1 << 50},
+		{"max-nbd-requests", int64(l.handlers.Requests), 1, 1024}, {"max-nbd-request-size", int64(l.request), leastRequest, nbd.MaxPayload},
 	} {
-		if bound.value < 1 || bound.value > bound.most {
-			return fmt.Errorf("--%s %d: expects a number from 1 to %d", bound.option, bound.value, bound.most)
+		if bound.value < bound.least || bound.value > bound.most {
+			return fmt.Errorf("--%s %d: expects a number from %d to %d", bound.option, bound.value, bound.least, bound.most)
 		}
 	}
+	l.handlers.Request = int64(l.request)
 	confined := len(l.sandbox.Paths)+len(l.sandbox.ReadOnly) > 0
 	if !confined && (l.ports != "" || l.sandbox.BestEffort) {
 		return fmt.Errorf("--sandbox-tcp and --sandbox-best-effort need --sandbox")

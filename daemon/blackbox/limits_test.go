@@ -62,11 +62,39 @@ func TestLimits(t *testing.T) {
 	d.wait("JOB_STATUS_CHANGE", args{"status": "null"})
 	d.do("blockdev-create", args{"job-id": "c", "options": args{"driver": "file", "filename": dir + "/new", "size": 512}})
 	for option, value := range map[string]string{"max-monitor-clients": "0", "max-monitor-message": "65M", "max-monitor-depth": "-1",
-		"max-exports": "many", "max-jobs": "0"} {
+		"max-exports": "many", "max-jobs": "0", "max-nodes": "0", "max-nbd-requests": "1025", "max-nbd-request-size": "33M",
+		"memory-limit": "1M"} {
 		if said := fails(t, dir, "--"+option, value); !strings.Contains(said, "--"+option) {
 			t.Errorf("--%s %s: %s", option, value, said)
 		}
 	}
+}
+
+func TestMaxNodes(t *testing.T) {
+	dir := folder(t)
+	d := launch(t, dir, "--qmp", dir+"/qmp", "--max-nodes", "2")
+	d.connect()
+	add := func(name string) args { return args{"driver": "null-co", "node-name": name} }
+	d.do("blockdev-add", add("a"))
+	d.do("blockdev-add", args{"driver": "raw", "node-name": "b", "file": "a"})
+	d.refused("blockdev-add", add("c"), "2 nodes", "--max-nodes")
+	d.do("blockdev-del", args{"node-name": "b"})
+	d.refused("blockdev-add", args{"driver": "raw", "node-name": "b", "file": add("inner")}, "2 nodes", "--max-nodes")
+	d.do("blockdev-add", add("c"))
+}
+
+// Clients are told how much a request may have. That it holds is shown where the server is tested.
+func TestNBDRequestLimits(t *testing.T) {
+	dir := folder(t)
+	d := launch(t, dir, "--qmp", dir+"/qmp", "--nbd-server", "addr.type=unix,addr.path="+dir+"/nbd",
+		"--max-nbd-requests", "2", "--max-nbd-request-size", "64K", "--memory-limit", "64M")
+	d.connect()
+	d.disks(4<<20, nil)
+	g := d.guest("src")
+	if got := g.Info().BlockSize.Maximum; got != 64<<10 {
+		t.Errorf("the server says that %d bytes are the most", got)
+	}
+	must(t, g.ReadAt(t.Context(), make([]byte, 1<<20), 0)) // in pieces of that
 }
 
 // The daemon takes as many descriptors as it may, whatever it was started with.

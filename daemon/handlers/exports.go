@@ -53,7 +53,8 @@ func (h *Handlers) StartNBD(ctx context.Context, o *api.NbdServerOptions) error 
 	err = h.nbd.Start(held, nbdserver.Options{
 		MaxConnections:   int(qmp.Or(o.MaxConnections, defaultMaxConnections)),
 		HandshakeTimeout: time.Duration(qmp.Or(o.HandshakeMaxSeconds, defaultHandshakeSeconds)) * time.Second,
-		TLS:              secure, Authorize: authorize})
+		MaxRequests:      h.config.Limits.Requests, MaxRequest: h.config.Limits.Request, Budget: h.config.Memory,
+		TLS: secure, Authorize: authorize})
 	if err != nil {
 		return err
 	}

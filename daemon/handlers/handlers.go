@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/budget"
 	"github.com/blkmirror/blkmirror/block/export"
 	"github.com/blkmirror/blkmirror/block/export/nbdserver"
 	"github.com/blkmirror/blkmirror/block/filter/throttle"
@@ -39,6 +40,8 @@ type Config struct {
 	Hold func(net.Listener) net.Listener
 	// Limits bound what there may be of a kind.
 	Limits Limits
+	// Memory is where buffers of the NBD server's clients come from; nil for no bound.
+	Memory *budget.Budget
 	// Explain may add to an error of a command what the system forbids the process.
 	Explain func(error) error
 	// Aside runs f, which waits for somebody else, while other commands may run, and returns its error. The context of f ends
@@ -48,7 +51,10 @@ type Config struct {
 
 // Limits bound what there may be of a kind; 0 is no bound.
 type Limits struct {
-	Exports, Jobs int
+	Exports, Jobs, Nodes int
+	// Requests and Request bound what a client of the NBD server can have under way, see [nbdserver.Options].
+	Requests int
+	Request  int64
 }
 
 // Handlers implements api.Commands on one daemon's graph, jobs and exports.

@@ -54,6 +54,9 @@ func (h *Handlers) open(ctx context.Context, tx *block.Tx, o *api.BlockdevOption
 	for _, below := range children {
 		c.Children = append(c.Children, below.Child)
 	}
+	if err := h.checkRoom(); err != nil {
+		return nil, err
+	}
 	n, err := tx.AddNode(c)
 	if err != nil {
 		return nil, err
@@ -70,6 +73,18 @@ func (h *Handlers) open(ctx context.Context, tx *block.Tx, o *api.BlockdevOption
 		}
 	}
 	return n, nil
+}
+
+// checkRoom says whether there may be one more node.
+func (h *Handlers) checkRoom() error {
+	most := h.config.Limits.Nodes
+	if most == 0 || len(h.opened) < most {
+		return nil
+	}
+	if h.forgetClosed(); len(h.opened) < most {
+		return nil
+	}
+	return qmp.Errorf("There are %d nodes, and --max-nodes lets no more be made", most)
 }
 
 // checkNewName says what is wrong with the name of a node that is to be; nil is one that is chosen for it.

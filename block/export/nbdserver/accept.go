@@ -68,7 +68,8 @@ func (s *Server) client(ctx context.Context, r *run, conn net.Conn) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	tune(conn)
-	session := newSession(s, conn, r.watch, cancel)
+	session := newSession(s, conn, r, cancel)
+	defer session.memory.Close()
 	var about Conn
 	if a := conn.RemoteAddr(); a != nil && a.Network() != "unix" {
 		about.Remote = a.String()

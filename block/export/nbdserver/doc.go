@@ -31,9 +31,11 @@
 //
 // # Bounds
 //
-// A session has at most [maxRequests] requests and [maxBytes] bytes of their data on its hands, counted until their
+// A session has at most MaxRequests requests and [maxBytes] bytes of their data on its hands, counted until their
 // replies are written; above that it reads no more. Data that waits for the client to take it is bounded more closely, by
-// [maxUnsent]: then no further read is begun. A client that does not read its replies thus stops itself and nobody else. Above MaxConnections clients no more are accepted; they wait in the kernel. The data of a write lies in a
+// [maxUnsent]: then no further read is begun. A client that does not read its replies thus stops itself and nobody else.
+// All sessions share one budget of memory, of which each has a part of its own; one that must wait for more reads nothing
+// meanwhile. Above MaxConnections clients no more are accepted; they wait in the kernel. The data of a write lies in a
 // buffer of the server's own.
 //
 // # Endings

@@ -214,10 +214,10 @@ func (e *Export) hasStopped() bool {
 }
 
 // blockSizes are the requests that the export takes and likes.
-func (e *Export) blockSizes() nbd.BlockSizes {
+func (e *Export) blockSizes(most uint64) nbd.BlockSizes {
 	preferred := int64(4096)
 	if g := e.Node().Limits().Granularity; g > preferred && bits.OnesCount64(uint64(g)) == 1 {
-		preferred = min(g, nbd.MaxPayload)
+		preferred = min(g, int64(most))
 	}
-	return nbd.BlockSizes{Minimum: 1, Preferred: uint32(preferred), Maximum: nbd.MaxPayload}
+	return nbd.BlockSizes{Minimum: 1, Preferred: uint32(preferred), Maximum: uint32(most)}
 }

@@ -20,30 +20,42 @@ type task struct {
 	contexts []metaContext // what block status is about
 }
 
-// admit counts a request in, if there is room for it.
+// admit counts a request in, if there are room and memory for it.
 func (s *session) admit(ctx context.Context, t *task) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.admitLocked(ctx, t)
+	return s.fitsLocked(t) && s.memory.TryTake(t.cost) && s.countLocked(ctx, t)
 }
 
-// admitLater waits until there is room. Others are at work and make it; if the session breaks, all that is under way
-// ends.
-func (s *session) admitLater(ctx context.Context, t *task) {
+// admitLater waits until there are room and memory. Others are at work and make room; if the session breaks, all that is
+// under way ends. Memory may be held by other clients; that wait ends with ctx.
+func (s *session) admitLater(ctx context.Context, t *task) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for !s.admitLocked(ctx, t) {
+	for !s.fitsLocked(t) {
 		s.mu.room.Wait()
 	}
+	s.mu.Unlock()
+	// There stays room meanwhile: only whoever has the turn, which is the caller, makes it less.
+	if err := s.memory.Take(ctx, t.cost); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.countLocked(ctx, t)
+	return nil
 }
 
-func (s *session) admitLocked(ctx context.Context, t *task) bool {
-	if s.mu.requests >= maxRequests || s.mu.bytes+t.cost > maxBytes {
+// fitsLocked says whether the client may have one more request under way.
+func (s *session) fitsLocked(t *task) bool {
+	if s.mu.requests >= s.maxRequests || s.mu.bytes+t.cost > maxBytes {
 		return false
 	}
-	if t.Command == nbd.CmdRead && s.mu.writing && s.mu.unsent >= maxUnsent {
-		return false // what is read faster than the client takes it makes nothing but cold memory
-	}
+	// What is read faster than the client takes it makes nothing but cold memory.
+	return t.Command != nbd.CmdRead || !s.mu.writing || s.mu.unsent < maxUnsent
+}
+
+// countLocked counts a request in, whose memory was taken.
+func (s *session) countLocked(ctx context.Context, t *task) bool {
 	if s.mu.requests > 0 {
 		s.deep = deepFor
 	} else if s.deep > 0 {
@@ -55,9 +67,17 @@ func (s *session) admitLocked(ctx context.Context, t *task) bool {
 	return true
 }
 
+// forget takes a request back that was counted in and will not be answered.
+func (s *session) forget(t *task) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leaveLocked(1, t.cost)
+}
+
 func (s *session) leaveLocked(requests int, cost int64) {
 	s.mu.requests -= requests
 	s.mu.bytes -= cost
+	s.memory.Give(cost)
 	s.mu.room.Signal() // only whoever has the turn waits
 }
 

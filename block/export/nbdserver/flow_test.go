@@ -95,10 +95,10 @@ func TestManySlowRequests(t *testing.T) {
 	c := h.dial("d")
 	tr := h.trap(trapped)
 	var requests []*nbdguest.Request
-	for range maxRequests + 10 {
+	for range DefaultMaxRequests + 10 {
 		requests = append(requests, c.Submit(readAt(trapped)))
 	}
-	for range maxRequests {
+	for range DefaultMaxRequests {
 		wait(h, tr.caught, "a slow request")
 	}
 	select {

@@ -211,7 +211,7 @@ func (h *handshake) infoOrGo(head nbd.OptionHeader, data []byte) (done bool, err
 	}
 	facts := [][]byte{
 		nbd.ExportInfo{Size: uint64(e.backend.Size()), Flags: h.flags(e)}.Append(nil),
-		e.blockSizes().Append(nil),
+		e.blockSizes(h.maxRequest).Append(nil),
 	}
 	if slices.Contains(q.Infos, nbd.InfoName) {
 		facts = append(facts, nbd.AppendTextInfo(nil, nbd.InfoName, e.config.Name))

@@ -17,7 +17,7 @@ var commands = [...]struct {
 	flags   nbd.CommandFlags
 	changes bool // writes to the disk
 	ranged  bool // has an offset and a length
-	limited bool // takes no more than MaxPayload
+	limited bool // has data, of which there may be only so much
 }{
 	nbd.CmdRead:        {known: true, flags: nbd.FlagFUA | nbd.FlagDF, ranged: true, limited: true},
 	nbd.CmdWrite:       {known: true, flags: nbd.FlagFUA, changes: true, ranged: true, limited: true},
@@ -60,12 +60,12 @@ func (s *session) check(t *task) nbd.Errno {
 		return nbd.EINVAL
 	case c.changes && !s.export.config.Writable:
 		return nbd.EPERM
-	case c.limited && t.Length > nbd.MaxPayload:
+	case c.limited && t.Length > s.maxRequest:
 		return nbd.EINVAL
 	}
 	switch t.Command {
 	case nbd.CmdRead, nbd.CmdWrite:
-		t.cost = int64(t.Length)
+		t.cost = block.BufferBytes(int64(t.Length))
 	case nbd.CmdBlockStatus:
 		t.contexts = s.contexts
 		t.cost = statusCost(len(t.contexts))

@@ -13,7 +13,7 @@ import (
 const (
 	// batchRequests and batchBytes end a batch of replies though more requests are at hand, so that the client has
 	// something to do meanwhile, and data leaves while a processor's cache still has it.
-	batchRequests = maxRequests / 2
+	batchRequests = 32
 	batchBytes    = 256 << 10
 
 	// maxHead is the most bytes of a reply that are not in a buffer.
@@ -34,7 +34,7 @@ type replies struct {
 	scratch []byte      // for an encrypted connection: parts in one piece
 }
 
-func newReplies() *replies {
+func newReplies(maxRequests int) *replies {
 	return &replies{
 		heads:   make([]byte, 0, maxRequests*maxHead),
 		parts:   make([][]byte, 0, 2*maxRequests),

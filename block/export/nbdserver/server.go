@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/budget"
 	"github.com/blkmirror/blkmirror/block/export"
 	"github.com/blkmirror/blkmirror/block/nbd"
 )
@@ -31,10 +32,20 @@ type Events struct {
 	AcceptFailed func(error)
 }
 
+// DefaultMaxRequests is how many requests a client can have under way, unless Options say otherwise.
+const DefaultMaxRequests = 64
+
 // Options limit the clients of a server.
 type Options struct {
 	MaxConnections   int           // 0 for any number
 	HandshakeTimeout time.Duration // 0 for none
+
+	// MaxRequests and MaxRequest bound what one client can have under way: how many requests, and how many bytes of data
+	// one may have; 0 for DefaultMaxRequests and nbd.MaxPayload, which is the most.
+	MaxRequests int
+	MaxRequest  int64
+	// Budget is where the memory for the data of requests comes from; nil for no bound.
+	Budget *budget.Budget
 
 	// TLS, unless nil, must be asked for by clients before they see anything.
 	TLS *tls.Config
@@ -117,6 +128,12 @@ func (s *Server) Start(listen func() (net.Listener, error), options Options) err
 	r := &run{
 		listener: listener, options: options, watch: watch, cancel: cancel,
 		finished: make(chan struct{}), sessions: map[*session]struct{}{},
+	}
+	if r.options.MaxRequests == 0 {
+		r.options.MaxRequests = DefaultMaxRequests
+	}
+	if r.options.MaxRequest == 0 {
+		r.options.MaxRequest = nbd.MaxPayload
 	}
 	if options.MaxConnections > 0 {
 		r.slots = make(chan struct{}, options.MaxConnections)

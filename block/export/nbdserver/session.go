@@ -12,16 +12,20 @@ import (
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/budget"
 	"github.com/blkmirror/blkmirror/block/nbd"
 )
 
 const (
-	// maxRequests and maxBytes bound what one client can have under way: requests that were read and whose replies
-	// were not written, and the bytes of data that they hold. The largest request fits.
-	maxRequests = 64
-	maxBytes    = nbd.MaxPayload
+	// maxBytes, and Options.MaxRequests, bound what one client can have under way: the bytes of data of requests that were
+	// read and whose replies were not written. The largest request fits.
+	maxBytes = nbd.MaxPayload
 	// maxUnsent is how many bytes of replies may wait for a client before nothing more is read from the disk for it.
 	maxUnsent = 512 << 10
+	// leastOwn is the least memory that a connection never waits for, and manyConnections how many connections
+	// are reckoned with where any number may come.
+	leastOwn        = 64 << 10
+	manyConnections = 100
 	// maxIdle is how many goroutines of a session wait for the turn rather than end.
 	maxIdle = 8
 	// maxDrain is the most data that is read only to be thrown away, after a request that is refused.
@@ -49,7 +53,11 @@ type session struct {
 	stream net.Conn // conn, or TLS on it; changed by the handshake only
 	cancel context.CancelCauseFunc
 	watch  *watchman
-	in     *input // belongs to whoever has the turn
+	in     *input          // belongs to whoever has the turn
+	memory *budget.Account // what requests under way hold
+
+	maxRequests int
+	maxRequest  uint64 // bytes of data of one
 
 	// What the handshake found out; fixed afterwards.
 	export      *Export
@@ -85,14 +93,21 @@ type session struct {
 	}
 }
 
-func newSession(server *Server, conn net.Conn, watch *watchman, cancel context.CancelCauseFunc) *session {
+func newSession(server *Server, conn net.Conn, r *run, cancel context.CancelCauseFunc) *session {
+	o := &r.options
+	connections := o.MaxConnections
+	if connections == 0 {
+		connections = manyConnections
+	}
 	s := &session{
-		server: server, conn: conn, stream: conn, watch: watch, cancel: cancel,
+		server: server, conn: conn, stream: conn, watch: r.watch, cancel: cancel,
+		memory:      o.Budget.Open(o.Budget.Part(connections, leastOwn, maxBytes)),
+		maxRequests: o.MaxRequests, maxRequest: uint64(o.MaxRequest),
 		in: newInput(conn), requestSize: nbd.RequestSize,
 		turn: make(chan struct{}, 1), over: make(chan struct{}),
 	}
 	s.mu.room.L = &s.mu.Mutex
-	s.mu.out, s.mu.empty = newReplies(), newReplies()
+	s.mu.out, s.mu.empty = newReplies(s.maxRequests), newReplies(s.maxRequests)
 	return s
 }
 
@@ -158,14 +173,21 @@ func (s *session) step(ctx context.Context) bool {
 	}
 	t := task{Request: r}
 	refused := s.check(&t)
+	if refused != 0 {
+		t.cost = 0 // its data is thrown away
+	}
 	if !s.admit(ctx, &t) {
 		if !s.flushInTurn(ctx) {
 			return false
 		}
-		s.admitLater(ctx, &t)
+		if err := s.admitLater(ctx, &t); err != nil {
+			s.end(err)
+			return false
+		}
 	}
 	s.in.skip(s.requestSize)
 	if err := s.takePayload(&t, refused); err != nil {
+		s.forget(&t)
 		s.end(err)
 		return false
 	}
