@@ -121,7 +121,8 @@ func (d *daemon) listen(c *client.Client) {
 		switch e.Name {
 		case "BLOCK_JOB_ERROR":
 			d.mu.errors[member("operation")]++
-			d.mu.last[e.Name+" "+id] = member("operation") + " " + member("action")
+			d.mu.last[e.Name+" "+id] = fmt.Sprintf("%s of %s bytes at %s: errno %s, %s", member("operation"), member("length"), member("offset"),
+				member("errno"), member("action"))
 		case "JOB_STATUS_CHANGE":
 			d.mu.last[e.Name+" "+id] = member("status")
 		default:
@@ -254,6 +255,7 @@ func (d *daemon) picture(ctx context.Context) (string, error) {
 			delete(image, "actual-size")
 			delete(image, "virtual-size") // of a file, that grows below a format
 			delete(image, "dirty-flag")
+			delete(image, "format-specific") // an image that was damaged is marked
 		}
 		text, err := json.Marshal(n)
 		if err != nil {

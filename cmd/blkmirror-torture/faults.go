@@ -60,7 +60,7 @@ func (r *round) inject(ctx context.Context, st step) error {
 		r.server.process.signal(syscall.SIGCONT)
 		return err
 	case cutLine:
-		r.line.cut(false)
+		r.line.cut()
 	case cutLate:
 		return r.cutLate(ctx, st.lasts)
 	case silentLine:
@@ -71,7 +71,12 @@ func (r *round) inject(ctx context.Context, st step) error {
 	case dropGuest:
 		r.guests[st.pick%uint64(len(r.guests))].drop()
 	case fullTarget:
-		return r.fillUp(r.space, wait)
+		if err := r.fillUp(r.space, wait); err != nil || r.server == nil || r.medium != mediumLoop {
+			return err
+		}
+		// A server that has lost pages fails all flushes from then on, because it cannot know what was in them.
+		r.server.process.kill()
+		return r.server.start(ctx)
 	case fullState:
 		return r.fillUp(r.state, func() error { return errors.Join(r.recordNothing(ctx), wait()) })
 	case truncateTarget:
@@ -116,15 +121,13 @@ func (r *round) inject(ctx context.Context, st step) error {
 // cutLate cuts the line while requests are on it. The server gets them after the daemon is connected again.
 func (r *round) cutLate(ctx context.Context, lasts time.Duration) error {
 	r.line.silence()
-	defer r.line.speak()
-	if err := sleep(ctx, lasts/2); err != nil {
+	err := sleep(ctx, lasts/2)
+	deliver := r.line.cutLate()
+	err = errors.Join(err, sleep(ctx, lasts/2))
+	deliver()
+	if err != nil {
 		return err
 	}
-	r.line.cut(true)
-	if err := sleep(ctx, lasts/2); err != nil {
-		return err
-	}
-	r.line.speak()
 	// What is late arrives while this mirror is there, and not another one that cannot know of it.
 	return r.line.settle(ctx)
 }
@@ -135,7 +138,7 @@ func (r *round) fillUp(fs *small, wait func() error) error {
 	if err := fs.full(); err != nil {
 		return err
 	}
-	return errors.Join(wait(), fs.heal())
+	return errors.Join(wait(), fs.writeBack(), fs.heal())
 }
 
 // recordNothing sees that what cannot be recorded is refused, and that a mirror that cannot record its end does not end well.

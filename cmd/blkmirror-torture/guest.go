@@ -27,6 +27,7 @@ type guest struct {
 	model          *model
 	pause          time.Duration                                           // between the requests of a lane, on average
 	forgive        func(errno nbdguest.Errno, t nbdguest.CommandType) bool // errors that the guest may see
+	hot            bool                                                    // most requests go to the same few places
 	durable        bool                                                    // every request asks for FUA: formats keep tables in memory until then
 	late           func() bool                                             // whether a request that was not answered may be carried out later
 
@@ -314,6 +315,10 @@ func (g *guest) choose(random *rand.Rand) (nbdguest.Command, span, content) {
 
 func (g *guest) claim(random *rand.Rand, limit int64, writes bool) span {
 	sectors := int64(len(g.model.mu.sectors)) // never changes
+	// Room for all requests at once, with more to spare.
+	if hot := int64(512 << 10 / sectorSize); g.hot && hot < sectors && random.IntN(4) > 0 {
+		sectors, limit = hot, limit/8
+	}
 	for {
 		length := 1 + random.Int64N(1+random.Int64N(limit))
 		first := random.Int64N(sectors - length + 1)

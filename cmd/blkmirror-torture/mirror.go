@@ -29,7 +29,7 @@ func (r *round) startMirror(ctx context.Context) error {
 // another one in place of one that failed or did not survive.
 func (r *round) ensure(ctx context.Context, ready bool) error {
 	began := time.Now()
-	return until(ctx, convergeLimit, "the mirror is ready", func() (bool, error) {
+	err := until(ctx, convergeLimit, "the mirror is ready", func() (bool, error) {
 		if err := r.guestError(); err != nil {
 			return false, err
 		}
@@ -56,6 +56,10 @@ func (r *round) ensure(ctx context.Context, ready bool) error {
 		}
 		return false, nil
 	})
+	if err != nil && r.daemon.seen("BLOCK_JOB_ERROR") > 0 {
+		err = fmt.Errorf("%w (last error of the job: %s)", err, r.daemon.said("BLOCK_JOB_ERROR "+jobID))
+	}
+	return err
 }
 
 // help does what an operator does when guests write faster than a mirror may, or can, copy.

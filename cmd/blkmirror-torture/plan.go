@@ -62,11 +62,12 @@ type plan struct {
 	fill                       string // of the source: thin, full or empty
 	target                     string // kind
 	connections                int    // to a target's server
-	medium                     string // what the target's image lies on: plain, or a small file system of its own: tmpfs, ext4
+	medium                     string // what the target's image lies on
 	smallState                 bool   // the state lies on a small file system
 	byQMP                      bool   // nodes and exports are made over QMP; else by the command line
 	guests, lanes              int
 	pause                      time.Duration
+	hot                        bool // guests write to the same few places again and again
 	mirror                     args
 	targetRules, sourceRules   []args
 	steps, after               []step
@@ -105,9 +106,9 @@ func newPlan(seed uint64, can abilities) *plan {
 		p.target = pick(random, targetFile, targetFile, targetOurs, targetOurs, targetQEMU)
 	}
 	p.connections = 1 + random.IntN(3)
-	p.medium = "plain"
+	p.medium = mediumPlain
 	if can.mounts && random.IntN(3) == 0 {
-		p.medium = pick(random, "tmpfs", "tmpfs", "ext4")
+		p.medium = pick(random, mediumTmpfs, mediumTmpfs, mediumExt4)
 	}
 	p.smallState = can.mounts && random.IntN(4) == 0
 	p.byQMP = random.IntN(2) == 0
@@ -131,6 +132,16 @@ func newPlan(seed uint64, can abilities) *plan {
 	p.end = pick(random, endComplete, endComplete, endComplete, endHeld, endHeld, endKill, endKill, endSoft, endForce)
 	p.killAfter = time.Duration(random.ExpFloat64() * float64(4*time.Millisecond))
 	p.stop = pick(random, "SIGTERM", "quit")
+	p.hot = random.IntN(3) == 0
+	if p.medium != mediumPlain && p.targetFormat == "raw" && random.IntN(3) == 0 {
+		p.medium = mediumLoop
+		for i, st := range p.steps {
+			switch st.what {
+			case truncateTarget, deleteTarget, missingTarget: // of files
+				p.steps[i].what = fullTarget
+			}
+		}
+	}
 	return p
 }
 
@@ -175,7 +186,7 @@ func (p *plan) drawSteps(random *rand.Rand) {
 		kinds = append(kinds, killTarget, killTarget, killTarget, killBoth, killBoth, freezeTarget, freezeTarget, cutLine, cutLine, cutLate, cutLate, silentLine)
 		late = append(late, killTarget, killTarget, freezeTarget, cutLine)
 	}
-	if p.medium != "plain" {
+	if p.medium != mediumPlain {
 		kinds = append(kinds, fullTarget, fullTarget, fullTarget, fullTarget, fullTarget)
 	}
 	if p.smallState {
@@ -201,6 +212,9 @@ func (p *plan) String() string {
 	}
 	if p.smallState {
 		b.WriteString(", small state")
+	}
+	if p.hot {
+		b.WriteString(", hot")
 	}
 	if p.byQMP {
 		b.WriteString(", made over QMP")

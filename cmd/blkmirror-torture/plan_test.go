@@ -38,7 +38,7 @@ func TestPlansHaveAllFaults(t *testing.T) {
 			}
 			for _, st := range append(p.steps, p.after...) {
 				seen[st.what] = true
-				if st.what == fullTarget && p.medium == "plain" || st.what == fullState && !p.smallState || st.what == missingTarget && p.target != targetFile {
+				if st.what == deleteTarget && p.medium == mediumLoop || st.what == fullTarget && p.medium == mediumPlain || st.what == fullState && !p.smallState || st.what == missingTarget && p.target != targetFile {
 					t.Fatalf("%s makes no sense: %s", st.what, text)
 				}
 			}

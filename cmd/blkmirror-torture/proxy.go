@@ -120,18 +120,28 @@ func (p *proxy) speak() {
 	}
 }
 
-// cut ends all connections at once. With late, the server does not know yet: what it was sent arrives when the line speaks again.
-func (p *proxy) cut(late bool) (n int) {
+// cut ends all connections at once.
+func (p *proxy) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for l := range p.mu.lines {
 		l.client.Close()
-		if l.late = late; !late {
-			l.server.Close()
-		}
-		n++
+		l.server.Close()
 	}
-	return n
+}
+
+// cutLate ends all connections at the client's end. The server does not know yet: what it was sent in the silence, which ends
+// for those who come, arrives when deliver is called.
+func (p *proxy) cutLate() (deliver func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.mu.lines {
+		l.client.Close()
+		l.late = true
+	}
+	late := p.mu.silent
+	p.mu.silent = nil
+	return func() { close(late) }
 }
 
 // settle waits until what was late has arrived: no connection is left that has one end only.
@@ -155,6 +165,6 @@ func (p *proxy) close() {
 	p.mu.Lock()
 	p.mu.closed = true
 	p.mu.Unlock()
-	p.cut(false)
+	p.cut()
 	p.carriers.Wait()
 }

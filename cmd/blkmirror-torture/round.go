@@ -130,19 +130,23 @@ func (r *round) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	r.image = r.path("target")
-	if r.medium != "plain" {
+	if r.medium != mediumPlain {
 		if r.space, err = mountSmall(r.medium, r.path("small"), 2*r.size+12<<20); err != nil {
 			return err
 		}
 		r.image = filepath.Join(r.space.folder, "target")
 	}
-	if r.smallState {
-		if r.state, err = mountSmall("tmpfs", r.path("smallstate"), 1<<20); err != nil {
+	if r.medium == mediumLoop {
+		if r.image, err = r.space.attach(r.size); err != nil {
 			return err
 		}
-	}
-	if err := makeTarget(ctx, r.settings, r.targetFormat, r.image, r.size); err != nil {
+	} else if err := makeTarget(ctx, r.settings, r.targetFormat, r.image, r.size); err != nil {
 		return err
+	}
+	if r.smallState {
+		if r.state, err = mountSmall(mediumTmpfs, r.path("smallstate"), 1<<20); err != nil {
+			return err
+		}
 	}
 	if r.plan.target != targetFile {
 		r.server = newServer(r.settings, r.plan.target, r.folder, r.image, r.targetFormat)
@@ -158,7 +162,7 @@ func (r *round) prepare(ctx context.Context) (err error) {
 	}
 	for i := range r.plan.guests {
 		g := &guest{socket: r.path("nbd"), export: exportName, model: r.model, pause: r.pause, forgive: r.forgive, late: r.remote.Load,
-			durable: r.sourceFormat != "raw" || r.targetFormat != "raw"}
+			hot: r.hot, durable: r.sourceFormat != "raw" || r.targetFormat != "raw"}
 		g.start(r.seed+uint64(i)*1000, r.lanes)
 		r.guests = append(r.guests, g)
 	}

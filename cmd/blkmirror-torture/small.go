@@ -35,10 +35,15 @@ func find(s *settings) (can abilities, missing []string) {
 			return err
 		}
 		defer os.RemoveAll(dir)
-		for _, kind := range []string{"tmpfs", "ext4"} {
+		for _, kind := range []string{mediumTmpfs, mediumExt4, mediumLoop} {
 			small, err := mountSmall(kind, filepath.Join(dir, kind), 8<<20)
 			if err != nil {
 				return err
+			}
+			if kind == mediumLoop {
+				if _, err := small.attach(1 << 20); err != nil {
+					return errors.Join(err, small.unmount())
+				}
 			}
 			if err := small.unmount(); err != nil {
 				return err
@@ -55,16 +60,29 @@ func find(s *settings) (can abilities, missing []string) {
 	return can, missing
 }
 
+// What an image lies on.
+const (
+	mediumPlain = "plain" // where everything is
+	mediumTmpfs = "tmpfs" // a small file system of its own
+	mediumExt4  = "ext4"  // the same
+	mediumLoop  = "loop"  // a block device with a cache, whose blocks are a thin file on a small tmpfs: when that is full, written pages are lost
+)
+
 // small is a file system that can be filled up.
-type small struct{ kind, folder string }
+type small struct {
+	folder string
+	device string // of a loop; empty once it is detached
+}
 
 // mountSmall makes a file system of a size and mounts it on a new folder.
 func mountSmall(kind, folder string, size int64) (*small, error) {
 	if err := os.Mkdir(folder, 0o700); err != nil {
 		return nil, err
 	}
-	if kind == "tmpfs" {
-		return &small{kind, folder}, unix.Mount("tmpfs", folder, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d,mode=0700", size))
+	if kind != mediumExt4 {
+		s := &small{folder: folder}
+		err := unix.Mount("tmpfs", folder, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("size=%d,mode=0700", size))
+		return s, err
 	}
 	disk := folder + ".disk"
 	f, err := os.OpenFile(disk, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
@@ -82,7 +100,51 @@ func mountSmall(kind, folder string, size int64) (*small, error) {
 			return nil, fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out)
 		}
 	}
-	return &small{kind, folder}, nil
+	return &small{folder: folder}, nil
+}
+
+// attach makes a block device of a file of the file system, and names it.
+func (s *small) attach(size int64) (string, error) {
+	if err := makeTarget(nil, nil, "raw", s.blocks(), size); err != nil {
+		return "", err
+	}
+	out, err := exec.Command("losetup", "--find", "--show", s.blocks()).Output()
+	if err != nil {
+		return "", fmt.Errorf("losetup: %w", err)
+	}
+	s.device = strings.TrimSpace(string(out))
+	return s.device, nil
+}
+
+// blocks is the file that has what is really on the block device.
+func (s *small) blocks() string { return filepath.Join(s.folder, "blocks") }
+
+// writeBack has the block device's cache written, and lost where there is no space. Whoever has the device open is told with the
+// next flush, once.
+func (s *small) writeBack() error {
+	if s.device == "" {
+		return nil
+	}
+	f, err := os.OpenFile(s.device, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_ = f.Sync() // may fail, that is what it is for
+	return nil
+}
+
+// detach gives the block device back.
+func (s *small) detach() error {
+	if s.device == "" {
+		return nil
+	}
+	device := s.device
+	s.device = ""
+	if out, err := exec.Command("losetup", "--detach", device).CombinedOutput(); err != nil {
+		return fmt.Errorf("losetup: %w: %s", err, out)
+	}
+	return nil
 }
 
 func (s *small) filler() string { return filepath.Join(s.folder, "filler") }
@@ -111,6 +173,9 @@ func (s *small) full() error {
 func (s *small) heal() error { return os.Remove(s.filler()) }
 
 func (s *small) unmount() error {
+	if err := s.detach(); err != nil {
+		return err
+	}
 	if err := unix.Unmount(s.folder, 0); err != nil {
 		return fmt.Errorf("unmount %s: %w", s.folder, err)
 	}

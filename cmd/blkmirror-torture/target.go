@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -94,6 +95,9 @@ func (r *server) stopForeign(ctx context.Context) error {
 // imageNode defines a node for an image, with rules for faults below it.
 func imageNode(name, format, path string, rules []args) args {
 	file := args{"driver": "file", "filename": path, "discard": "unmap"}
+	if strings.HasPrefix(path, "/dev/loop") {
+		file["driver"] = "host_device"
+	}
 	if len(rules) > 0 {
 		file = args{"driver": "blkdebug", "image": file, "inject-error": rules}
 	}

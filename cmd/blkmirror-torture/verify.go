@@ -30,7 +30,14 @@ func (r *round) verify(ctx context.Context) error {
 		return err
 	}
 	defer source.Close()
-	target, err := reading(ctx, r.settings, r.targetFormat, r.image, r.path("target.read"))
+	image := r.image
+	if r.medium == mediumLoop { // what counts is not in a cache
+		if err := r.space.detach(); err != nil {
+			return err
+		}
+		image = r.space.blocks()
+	}
+	target, err := reading(ctx, r.settings, r.targetFormat, image, r.path("target.read"))
 	if err != nil {
 		return err
 	}
