@@ -5,6 +5,7 @@ package mirror
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/blkmirror/blkmirror/block"
 )
@@ -27,6 +28,7 @@ type result struct {
 	off, len             int64 // of the failed request
 	claimed              int64 // bytes of the claim
 	data                 int64 // bytes that were copied or zeroed at a cost
+	took                 time.Duration
 }
 
 // copy carries out a claim of the copy: data is read and written, zeroes are written where the target has something else.
@@ -136,7 +138,7 @@ func (m *Mirror) copyZero(o *op, at, end int64, r *result) error {
 	if !m.filter.target.Node().CanZeroUnmap() {
 		r.data += end - at
 	}
-	return m.filter.target.WriteZeroes(m.targetCtx, at, end-at, block.MayUnmap)
+	return m.filter.target.WriteZeroes(m.given(o.epoch), at, end-at, block.MayUnmap)
 }
 
 // copyPieces copies a range of data through buffers of at most a piece.
@@ -197,7 +199,7 @@ func (m *Mirror) writeData(o *op, p []byte, at int64) error {
 	m.planner.copyData(o, at, at+int64(len(p)))
 	m.bytes.Copied += int64(len(p))
 	m.mu.Unlock()
-	return m.filter.target.WriteAt(m.targetCtx, p, at, 0)
+	return m.filter.target.WriteAt(m.given(o.epoch), p, at, 0)
 }
 
 // settle tells the planner and the progress what came of a copy.
@@ -243,26 +245,35 @@ func (m *Mirror) failTargetLocked(off, n int64, err error) {
 		end := min((off+n+mask)&^mask, m.planner.d.Size())
 		m.planner.suspect(off&^mask, end-off&^mask)
 	}
-	if errors.Is(err, block.ErrDisconnected) {
+	if errors.Is(err, block.ErrDisconnected) || errors.Is(err, errSilent) {
 		return // what failed is dirty, and the loop waits until the target is back, or fails otherwise
 	}
 	m.failLocked(failure{false, off, n, err})
 }
 
-// flushTarget makes what was written to the target durable, unless nothing was. Only one flush runs at a time.
-func (m *Mirror) flushTarget() (ok bool) {
-	m.flushing <- struct{}{}
+// flushTarget makes what was written to the target durable, unless nothing was; a silent one is asked all the same. Only one
+// flush runs at a time.
+func (m *Mirror) flushTarget(ctx context.Context) (ok bool) {
+	select {
+	case m.flushing <- struct{}{}:
+	case <-ctx.Done():
+		return false
+	}
 	defer func() { <-m.flushing }()
 	m.mu.Lock()
-	needed := m.planner.beginFlush()
+	needed := m.planner.beginFlush() || m.planner.silent
 	m.mu.Unlock()
 	if !needed {
 		return true
 	}
-	err := m.filter.target.Flush(m.targetCtx)
+	err := m.filter.target.Flush(ctx)
 	m.mu.Lock()
-	m.planner.endFlush(err == nil)
-	if err != nil {
+	if errors.Is(err, errSilent) {
+		m.planner.giveUpFlush()
+	} else {
+		m.planner.endFlush(err == nil)
+	}
+	if err != nil && !errors.Is(err, errSilent) {
 		m.failTargetLocked(0, 0, err)
 		m.opts.Target.ForgiveLoss() // nobody else writes to the target, and what was lost is dirty again
 	}

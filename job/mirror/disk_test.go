@@ -30,6 +30,7 @@ type disk struct {
 	permissions func()   // if set, is told of changes of the permissions
 	base        []byte   // not nil: what a backing file has where this disk is not allocated
 	net         *network // not nil: it is behind a connection
+	far         bool     // it may be behind one later
 
 	// hook, if set, is called before each request, and afterZero after a write of zeroes was carried out, without locks.
 	hook      atomic.Pointer[func(c blocktest.Call) error]
@@ -57,6 +58,14 @@ type fault struct {
 func newDisk(seed uint64, data []byte, o blocktest.MemOptions) *disk {
 	d := &disk{mem: blocktest.NewMemOf(data, o)}
 	d.mu.random = rand.New(rand.NewPCG(seed, 0xd15c))
+	return d
+}
+
+// driver is the driver for a node.
+func (d *disk) driver() block.Driver {
+	if d.far || d.net != nil {
+		return remote{d}
+	}
 	return d
 }
 
@@ -253,11 +262,16 @@ func (d *disk) Discard(ctx context.Context, off, n int64) error {
 	})
 }
 
-func (d *disk) BlockStatus(ctx context.Context, off, n int64) (extent block.Extent, err error) {
-	err = d.carryOut(ctx, blocktest.Call{Op: block.OpStatus, Off: off, Len: n}, nil, func(int64, int64, []byte) error {
-		extent, err = d.mem.BlockStatus(ctx, off, n)
-		if d.base == nil || err != nil {
+func (d *disk) BlockStatus(ctx context.Context, off, n int64) (block.Extent, error) {
+	found := new(block.Extent) // a request that was given up has its own
+	err := d.carryOut(ctx, blocktest.Call{Op: block.OpStatus, Off: off, Len: n}, nil, func(int64, int64, []byte) error {
+		extent, err := d.mem.BlockStatus(ctx, off, n)
+		if err != nil {
 			return err
+		}
+		defer func() { *found = extent }()
+		if d.base == nil {
+			return nil
 		}
 		own := d.mu.own[off/512]
 		end := off/512*512 + 512
@@ -270,7 +284,10 @@ func (d *disk) BlockStatus(ctx context.Context, off, n int64) (extent block.Exte
 		}
 		return nil
 	})
-	return extent, err
+	if err != nil {
+		return block.Extent{}, err
+	}
+	return *found, nil
 }
 
 func (d *disk) Flush(ctx context.Context) error {

@@ -13,8 +13,9 @@ import (
 // filter is the node on the guest's path, above the source. Every write passes it: it tells the planner, writes the
 // source, and in write-blocking mode the target.
 type filter struct {
-	m              *Mirror
-	source, target *block.Edge
+	m      *Mirror
+	source *block.Edge
+	target targetEdge
 }
 
 var (
@@ -25,6 +26,7 @@ var (
 	_ block.StatusReporter = (*filter)(nil)
 	_ block.ChildPermitter = (*filter)(nil)
 	_ block.BitmapReporter = (*filter)(nil)
+	_ block.Delayer        = (*filter)(nil)
 )
 
 var opPool = sync.Pool{New: func() any { return new(op) }}
@@ -54,9 +56,12 @@ func (f *filter) begin(r request, off, n int64) *op {
 		return o
 	}
 	o.granted = make(chan struct{})
+	epoch := o.epoch
 	m.mu.Unlock()
 	asked := time.Now()
+	guard := m.guard(epoch, 0)
 	<-o.granted
+	unguard(guard)
 	o.delay = time.Since(asked)
 	o.granted = nil
 	return o
@@ -76,12 +81,14 @@ func (m *Mirror) takeWokenLocked() []*op {
 }
 
 // onTarget does the part of a guest's write that concerns the target, if there is one.
-func (o *op) onTarget(sourceErr error, do func() error) error {
+func (f *filter) onTarget(o *op, sourceErr error, do func(ctx context.Context) error) error {
 	if sourceErr != nil || o.target.end == o.target.off {
 		return nil
 	}
 	began := time.Now()
-	err := do()
+	guard := f.m.guard(o.epoch, o.delay)
+	err := do(f.m.given(o.epoch))
+	unguard(guard)
 	o.delay += time.Since(began)
 	return err
 }
@@ -137,11 +144,11 @@ func (f *filter) WriteAt(ctx context.Context, p []byte, off int64, flags block.F
 	}
 	o := f.begin(r, off, int64(len(p)))
 	sourceErr := f.source.WriteAt(ctx, p, off, flags)
-	targetErr := o.onTarget(sourceErr, func() error {
+	targetErr := f.onTarget(o, sourceErr, func(ctx context.Context) error {
 		if r == reqZero {
-			return f.zeroTarget(o, zeroFlags|flags&block.FUA)
+			return f.zeroTarget(ctx, o, zeroFlags|flags&block.FUA)
 		}
-		return f.target.WriteAt(m.targetCtx, p[o.target.off-off:o.target.end-off], o.target.off, f.durable(o, flags))
+		return f.target.WriteAt(ctx, p[o.target.off-off:o.target.end-off], o.target.off, f.durable(o, flags))
 	})
 	return f.end(o, sourceErr, targetErr)
 }
@@ -149,16 +156,16 @@ func (f *filter) WriteAt(ctx context.Context, p []byte, off int64, flags block.F
 func (f *filter) WriteZeroes(ctx context.Context, off, n int64, flags block.Flags) error {
 	o := f.begin(reqZero, off, n)
 	sourceErr := f.source.WriteZeroes(ctx, off, n, flags)
-	targetErr := o.onTarget(sourceErr, func() error { return f.zeroTarget(o, flags&^block.NoFallback) })
+	targetErr := f.onTarget(o, sourceErr, func(ctx context.Context) error { return f.zeroTarget(ctx, o, flags&^block.NoFallback) })
 	return f.end(o, sourceErr, targetErr)
 }
 
 // zeroTarget writes the parts of a write of zeroes that the target does not read as zero yet.
-func (f *filter) zeroTarget(o *op, flags block.Flags) error {
+func (f *filter) zeroTarget(ctx context.Context, o *op, flags block.Flags) error {
 	m := f.m
 	flags = flags&^block.FUA | f.durable(o, flags)
 	for _, part := range o.parts {
-		if err := f.target.WriteZeroes(m.targetCtx, part.off, part.end-part.off, flags); err != nil {
+		if err := f.target.WriteZeroes(ctx, part.off, part.end-part.off, flags); err != nil {
 			return err
 		}
 	}
@@ -168,7 +175,7 @@ func (f *filter) zeroTarget(o *op, flags block.Flags) error {
 		unflushed := m.planner.unflushed(o.off, o.end-o.off)
 		m.mu.Unlock()
 		if unflushed {
-			m.flushTarget()
+			m.flushTarget(ctx)
 		}
 	}
 	return nil
@@ -191,8 +198,8 @@ func (f *filter) Discard(ctx context.Context, off, n int64) error {
 	o := f.begin(reqTrim, off, n)
 	sourceErr := f.source.Discard(ctx, off, n)
 	var statusErr error
-	targetErr := o.onTarget(sourceErr, func() (err error) {
-		statusErr, err = f.followTrim(ctx, o)
+	targetErr := f.onTarget(o, sourceErr, func(target context.Context) (err error) {
+		statusErr, err = f.followTrim(ctx, target, o)
 		return err
 	})
 	if statusErr != nil {
@@ -203,8 +210,9 @@ func (f *filter) Discard(ctx context.Context, off, n int64) error {
 	return f.end(o, sourceErr, targetErr)
 }
 
-// followTrim brings the target to what the source reads as after a discard.
-func (f *filter) followTrim(ctx context.Context, o *op) (sourceErr, targetErr error) {
+// followTrim brings the target to what the source reads as after a discard. ctx is for requests to the source, target for those
+// to the target.
+func (f *filter) followTrim(ctx, target context.Context, o *op) (sourceErr, targetErr error) {
 	for at := o.target.off; at < o.target.end; {
 		extent, err := f.source.BlockStatus(ctx, at, o.target.end-at)
 		if err != nil {
@@ -212,9 +220,9 @@ func (f *filter) followTrim(ctx context.Context, o *op) (sourceErr, targetErr er
 		}
 		end := at + extent.Len
 		if extent.Status&block.StatusZero != 0 {
-			targetErr = f.followZero(o, at, end)
+			targetErr = f.followZero(target, o, at, end)
 		} else {
-			sourceErr, targetErr = f.followData(ctx, o, at, end)
+			sourceErr, targetErr = f.followData(ctx, target, o, at, end)
 		}
 		if sourceErr != nil || targetErr != nil {
 			return sourceErr, targetErr
@@ -225,13 +233,13 @@ func (f *filter) followTrim(ctx context.Context, o *op) (sourceErr, targetErr er
 }
 
 // followZero brings zeroes to the target that the source has after a discard.
-func (f *filter) followZero(o *op, at, end int64) error {
+func (f *filter) followZero(ctx context.Context, o *op, at, end int64) error {
 	m := f.m
 	m.mu.Lock()
 	o.parts = m.planner.trimZero(o, at, end)
 	m.mu.Unlock()
 	for _, part := range o.parts {
-		if err := f.target.WriteZeroes(m.targetCtx, part.off, part.end-part.off, block.MayUnmap); err != nil {
+		if err := f.target.WriteZeroes(ctx, part.off, part.end-part.off, block.MayUnmap); err != nil {
 			return err
 		}
 	}
@@ -239,7 +247,7 @@ func (f *filter) followZero(o *op, at, end int64) error {
 }
 
 // followData copies what the source still has after a discard.
-func (f *filter) followData(ctx context.Context, o *op, at, end int64) (sourceErr, targetErr error) {
+func (f *filter) followData(ctx, target context.Context, o *op, at, end int64) (sourceErr, targetErr error) {
 	m := f.m
 	b := block.GetBuffer(int(min(end-at, pieceSize)))
 	defer b.Release()
@@ -250,12 +258,12 @@ func (f *filter) followData(ctx context.Context, o *op, at, end int64) (sourceEr
 		}
 		targetErr = m.eachFound(p, at, func(p []byte, at int64, zero bool) error {
 			if zero {
-				return f.followZero(o, at, at+int64(len(p)))
+				return f.followZero(target, o, at, at+int64(len(p)))
 			}
 			m.mu.Lock()
 			m.planner.copyData(o, at, at+int64(len(p)))
 			m.mu.Unlock()
-			return f.target.WriteAt(m.targetCtx, p, at, 0)
+			return f.target.WriteAt(target, p, at, 0)
 		})
 		at += int64(len(p))
 	}
@@ -269,10 +277,12 @@ func (f *filter) Flush(ctx context.Context) error {
 	}
 	m := f.m
 	m.mu.Lock()
-	synced := m.planner.synced()
+	synced, epoch := m.planner.synced(), m.planner.epoch
 	m.mu.Unlock()
 	if synced {
-		m.flushTarget()
+		guard := m.guard(epoch, 0)
+		m.flushTarget(m.given(epoch))
+		unguard(guard)
 	}
 	return nil
 }

@@ -19,16 +19,18 @@ var errAgain = errors.New("completion is tried again")
 func (l *loop) advance(ctx context.Context, complete bool) (again bool, err error) {
 	m := l.m
 	m.mu.Lock()
-	failed := m.failed != nil
+	failed, silent := m.failed != nil, m.planner.silent
 	caughtUp := m.planner.caughtUp()
 	rest := m.planner.d.SetBytes()
 	m.mu.Unlock()
-	hungry := !l.starved.IsZero() && time.Since(l.starved) >= starveTime && l.inFlight == 0 && rest <= finalRest
+	hungry := !l.starved.IsZero() && time.Since(l.starved) >= starveTime && l.inFlight == 0 && rest <= l.finalRest()
 	switch {
 	case failed:
 		return true, nil
 	case time.Now().Before(l.notYet):
 		return false, nil // something failed and is to be tried again, but not at once
+	case silent:
+		return false, nil
 	case m.opts.Commit == CommitLower && (!caughtUp || l.inFlight > 0):
 		return false, nil // nobody makes it dirty again
 	case l.futile && rest > 0 && !hungry:
@@ -39,7 +41,7 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 		}
 		return true, l.complete(ctx)
 	case complete && m.job.AutoFinalize():
-		if rest > finalRest || l.inFlight > 0 {
+		if rest > l.finalRest() || l.inFlight > 0 {
 			return false, nil
 		}
 		return true, l.complete(ctx)
@@ -71,7 +73,7 @@ func (l *loop) flush(ctx context.Context) (ok bool, err error) {
 		return false, err
 	}
 	defer l.m.backend.Gate().Leave()
-	return l.m.flushTarget(), nil
+	return l.m.flushTarget(l.m.reach()), nil
 }
 
 // complete ends the job with guests drained: the rest is copied and flushed, then the users of the source are given the
@@ -127,6 +129,8 @@ func (l *loop) drained(ctx context.Context, f func(*block.Tx) error) error {
 	w := l.beginWait(ctx)
 	defer w.end()
 	err := m.graph.Change(w.ctx, func(tx *block.Tx) error {
+		m.hold() // others wait for the graph, too
+		defer m.release()
 		if err := tx.Drain(w.ctx, m.backend.Gate(), m.node); err != nil {
 			return err
 		}
@@ -147,7 +151,7 @@ func (l *loop) copyRest(ctx context.Context) error {
 	m := l.m
 	l.troubled = false
 	for {
-		for l.inFlight < m.workers && !l.troubled {
+		for l.inFlight < l.workers() && !l.troubled {
 			if started, err := l.startCopy(ctx, time.Now()); err != nil {
 				l.settleAll()
 				return err
@@ -167,7 +171,7 @@ func (l *loop) copyRest(ctx context.Context) error {
 			return errAgain
 		case left > 0:
 			continue
-		case !m.flushTarget():
+		case !m.flushTarget(m.reach()):
 			return errAgain
 		}
 		m.mu.Lock()
@@ -183,6 +187,7 @@ func (l *loop) copyRest(ctx context.Context) error {
 // compareSuspects reads back what a request that failed may have changed since. What differs is dirty again. What is equal
 // now stays suspect: the next try to complete is another look.
 func (m *Mirror) compareSuspects(ctx context.Context) (equal bool, err error) {
+	m.suspectTarget()
 	m.mu.Lock()
 	ranges := m.planner.suspected()
 	m.mu.Unlock()
@@ -199,6 +204,17 @@ func (m *Mirror) compareSuspects(ctx context.Context) (equal bool, err error) {
 	return equal, nil
 }
 
+// suspectTarget takes in what the target itself suspects: requests of whoever used it before may be among them.
+func (m *Mirror) suspectTarget() {
+	var ranges []span
+	m.opts.Target.Suspects(func(off, n int64) { ranges = append(ranges, span{off, off + n}) })
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range ranges {
+		m.planner.suspect(r.off, r.end-r.off)
+	}
+}
+
 // compare reads a range of both disks, and makes it dirty if they differ.
 func (m *Mirror) compare(ctx context.Context, off, n int64) (same bool, err error) {
 	a, b := block.GetBuffer(int(n)), block.GetBuffer(int(n))
@@ -207,9 +223,9 @@ func (m *Mirror) compare(ctx context.Context, off, n int64) (same bool, err erro
 	if err := m.filter.source.ReadAt(ctx, a.B, off); err != nil {
 		return false, m.again(failure{true, off, n, err})
 	}
-	err = m.filter.target.ReadAt(m.targetCtx, b.B, off)
+	err = m.filter.target.ReadAt(m.reach(), b.B, off)
 	switch {
-	case errors.Is(err, block.ErrDisconnected):
+	case errors.Is(err, block.ErrDisconnected), errors.Is(err, errSilent):
 		err = errAgain // the copy of the range finds out whether the target comes back
 	case err != nil:
 		return false, m.again(failure{false, off, n, err})

@@ -90,6 +90,7 @@ type Mirror struct {
 	workers   int                // most copies in flight
 	targetCtx context.Context    // of all requests to the target: they do not wait for a lost one, and end with a forced cancel
 	giveUp    context.CancelFunc
+	watch     *watch        // nil for a target that cannot go silent
 	flushing  chan struct{} // holds one token: the right to flush the target
 	results   chan result   // of copies that ended
 	forget    func()        // ends the news of the target's reconnections
@@ -136,6 +137,9 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 	m := &Mirror{opts: opts, graph: graph, detect: opts.Target.Options().DetectZeroes,
 		flushing: make(chan struct{}, 1), auto: opts.Auto}
 	m.targetCtx, m.giveUp = context.WithCancel(block.WithoutWaiting(context.Background()))
+	if opts.Target.Reconnects() {
+		m.watch = newWatch(m)
+	}
 	var err error
 	if cluster := opts.wholeClusters(); cluster > 0 {
 		m.planner, err = newWholePlanner(opts.Source.Size(), opts.Granularity, cluster, opts.Mode)
@@ -178,6 +182,7 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 		}
 		m.job.Poke()
 	})
+	m.suspectTarget()
 	m.job.Start(after)
 	return m, nil
 }
@@ -283,7 +288,7 @@ func (m *Mirror) insert(ctx context.Context, tx *block.Tx) error {
 		Owner:    m.user(),
 		Children: []block.Child{{Name: childSource, Node: source}, {Name: childTarget, Node: target, Hidden: true}},
 		Open: func(edges []*block.Edge) (block.Driver, error) {
-			m.filter = &filter{m: m, source: edges[0], target: edges[1]}
+			m.filter = &filter{m: m, source: edges[0], target: targetEdge{edges[1], m.watch}}
 			return m.filter, nil
 		}})
 	if err != nil {

@@ -21,6 +21,7 @@ type model struct {
 	last           int
 	work           []*task
 	flushes        []bool // marks of a flush under way: its snapshot was taken
+	sticky         bool   // a flush that was given up has failed, and the next one will
 }
 
 // task is a request under way.
@@ -127,7 +128,7 @@ func (m *model) step(i int) {
 	if len(w.writes) > 0 {
 		part := w.writes[0]
 		w.writes = w.writes[1:]
-		fail := m.r.IntN(12) == 0
+		fail := m.r.IntN(12) == 0 || m.givenUp(w.o)
 		for at := part.off; at < part.end; at++ {
 			if !fail || m.r.IntN(2) == 0 {
 				switch {
@@ -187,7 +188,7 @@ func (m *model) stepCopy(i int) {
 		}
 	default:
 		w.planned = false
-		fail := m.r.IntN(15) == 0
+		fail := m.r.IntN(15) == 0 || m.givenUp(o)
 		for i, v := range w.read {
 			switch {
 			case !fail || m.r.IntN(2) == 0:
@@ -223,7 +224,7 @@ func (m *model) wakeUp() {
 func (m *model) flush() {
 	if len(m.flushes) == 0 {
 		if m.beginFlush() {
-			m.flushes = append(m.flushes, m.r.IntN(3) > 0)
+			m.flushes = append(m.flushes, m.r.IntN(3) > 0 && !m.sticky)
 			if !m.flushes[0] {
 				m.lose()
 			}
@@ -235,9 +236,27 @@ func (m *model) flush() {
 		m.lose()
 		copy(m.durable, m.target)
 	}
+	m.sticky = false
 	m.endFlush(m.flushes[0])
 	m.flushes = nil
 }
+
+// silence gives up what is under way on the target, done or not; or it ends the silence.
+func (m *model) silence() {
+	if m.silent && m.r.IntN(3) == 0 {
+		m.silent = false
+		return
+	}
+	m.fallSilent()
+	if len(m.flushes) > 0 {
+		m.sticky = m.sticky || !m.flushes[0]
+		m.giveUpFlush()
+		m.flushes = nil
+	}
+}
+
+// givenUp says whether the requests of o to the target are not waited for any more.
+func (m *model) givenUp(o *op) bool { return o.epoch != m.epoch }
 
 func (m *model) lose() {
 	for at := range m.target {
@@ -261,7 +280,7 @@ func (m *model) look() {
 		}
 	}
 	g := m.d.Granularity()
-	failing := len(m.flushes) > 0 && !m.flushes[0]
+	failing := len(m.flushes) > 0 && !m.flushes[0] || m.sticky
 	allSame := true
 	for c := range m.d.All().End {
 		off, end := c*g, min(c*g+g, m.size)
@@ -351,6 +370,8 @@ func planAtRandom(t *testing.T, seed uint64) {
 			m.begin()
 		case k < 20 && len(m.work) < 8:
 			m.beginCopy()
+		case k < 21:
+			m.silence()
 		case k < 22:
 			m.mode = one(r, Background, WriteBlocking)
 		case k < 26:
@@ -363,6 +384,7 @@ func planAtRandom(t *testing.T, seed uint64) {
 		m.look()
 	}
 	// Everything comes to an end.
+	m.silent = false
 	for n := 0; len(m.work) > 0; n++ {
 		if n > 100000 {
 			m.fail("requests do not end: %d", len(m.work))

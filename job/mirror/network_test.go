@@ -17,7 +17,11 @@ import (
 	"github.com/blkmirror/blkmirror/block/blocktest"
 )
 
-// network puts a disk behind a connection that can be lost. Requests that the server has when that happens fail at once as
+// remote is a disk behind a network, or one that might be.
+type remote struct{ *disk }
+
+// network puts a disk behind a connection that can be lost, and whose server can go silent. A request that its caller gives up
+// while the connection lives is carried out some time, and what overlaps it waits for that. Requests that the server has when that happens fail at once as
 // suspects; the server drops each, or carries it out (or what is left of it) at some later time, over whatever was written
 // since: but before the range is read while guests are drained, which is the last look that anybody takes at it. Requests
 // that the server has not got yet wait for the next session. This is what block/driver/nbd does.
@@ -40,6 +44,8 @@ type network struct {
 		watchers         map[int]func(unflushed bool)
 		last             int
 		active           []*exchange // of this session
+		flushErr         error       // of a flush that was given up; the next one tells it
+		suspects         []span      // where changes were under way when a session died
 		left             []*exchange // given up, and still with the server
 		late             []*exchange // those of them that may still be carried out
 		written, durable int         // requests answered, and made durable
@@ -55,6 +61,7 @@ var (
 type exchange struct {
 	call     blocktest.Call
 	changes  bool
+	deserted bool          // its caller gave it up while the session lives
 	finished bool          // answered; else given up, once over is closed
 	drop     bool          // given up, and not to be carried out
 	err      error         // the answer
@@ -72,8 +79,20 @@ func newNetwork(d *disk, seed uint64, delay time.Duration, told *tally) *network
 	return n
 }
 
+// Suspects lists where changes were under way when a session died.
+func (d remote) Suspects(f func(off, n int64)) {
+	if d.net == nil {
+		return
+	}
+	d.net.mu.Lock()
+	defer d.net.mu.Unlock()
+	for _, s := range d.net.mu.suspects {
+		f(s.off, s.end-s.off)
+	}
+}
+
 // OnReconnect registers f, if there is anything to lose.
-func (d *disk) OnReconnect(f func(unflushed bool)) (cancel func()) {
+func (d remote) OnReconnect(f func(unflushed bool)) (cancel func()) {
 	n := d.net
 	if n == nil {
 		return func() {}
@@ -91,7 +110,7 @@ func (d *disk) OnReconnect(f func(unflushed bool)) (cancel func()) {
 }
 
 // Waiting is nil unless requests would wait now.
-func (d *disk) Waiting() <-chan struct{} {
+func (d remote) Waiting() <-chan struct{} {
 	n := d.net
 	if n == nil {
 		return nil
@@ -157,7 +176,10 @@ func (n *network) carryOut(ctx context.Context, c blocktest.Call, p []byte, serv
 		case err == nil && x.finished:
 			if c.Op == block.OpFlush && x.err == nil {
 				n.mu.Lock()
-				n.mu.durable = max(n.mu.durable, answered)
+				x.err, n.mu.flushErr = n.mu.flushErr, nil
+				if x.err == nil {
+					n.mu.durable = max(n.mu.durable, answered)
+				}
 				n.mu.Unlock()
 			}
 			return x.err
@@ -193,8 +215,8 @@ func (n *network) submit(ctx context.Context, c blocktest.Call, p []byte, change
 	}
 	n.mu.Unlock()
 	time.Sleep(wait)
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+	if err := n.clear(ctx, c); err != nil {
+		return nil, err
 	}
 	x := &exchange{call: c, changes: changes, over: make(chan struct{}), left: make(chan struct{}), hurry: make(chan struct{}),
 		ended: make(chan struct{})}
@@ -205,23 +227,50 @@ func (n *network) submit(ctx context.Context, c blocktest.Call, p []byte, change
 	}
 	n.mu.active = append(n.mu.active, x)
 	n.mu.Unlock()
-	if changes {
-		p = bytes.Clone(p) // it may outlive the caller's
-	}
-	go n.serve(x, p, serve)
+	own := bytes.Clone(p) // it may outlive the caller's
+	go n.serve(x, own, serve)
 	select {
 	case <-x.over:
-	case <-ctx.Done():
-		n.mu.Lock()
-		if !x.finished {
-			n.giveUpLocked(x)
+		if x.finished && !changes {
+			copy(p, own)
 		}
+		return x, nil
+	case <-ctx.Done():
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-x.over:
+		return &exchange{}, nil // lost, or answered too late
+	default:
+	}
+	x.deserted = true
+	n.told.deserted.Add(1)
+	return &exchange{}, nil
+}
+
+// clear waits until no request that was given up is in the way of one, and says why it should not be sent.
+func (n *network) clear(ctx context.Context, c blocktest.Call) error {
+	for ctx.Err() == nil {
+		n.mu.Lock()
+		i := slices.IndexFunc(n.mu.active, func(x *exchange) bool {
+			if c.Op == block.OpFlush || x.call.Op == block.OpFlush {
+				return x.deserted && c.Op == x.call.Op
+			}
+			return x.deserted && x.changes && x.call.Off < c.Off+c.Len && c.Off < x.call.Off+x.call.Len
+		})
+		if i < 0 {
+			n.mu.Unlock()
+			return nil
+		}
+		over := n.mu.active[i].over
 		n.mu.Unlock()
+		select {
+		case <-over:
+		case <-ctx.Done():
+		}
 	}
-	if !changes {
-		<-x.ended // the buffer is the caller's
-	}
-	return x, nil
+	return context.Cause(ctx)
 }
 
 // giveUpLocked ends a request for its caller. What becomes of it is up to the server.
@@ -234,7 +283,10 @@ func (n *network) giveUpLocked(x *exchange) {
 	if i := slices.Index(n.mu.active, x); i >= 0 {
 		n.mu.active = slices.Delete(n.mu.active, i, i+1)
 	}
-	x.drop = !x.changes || len(n.mu.watchers) == 0 || n.mu.random.IntN(3) == 0
+	if x.changes {
+		n.mu.suspects = append(n.mu.suspects, span{x.call.Off, x.call.Off + x.call.Len})
+	}
+	x.drop = !x.changes || len(n.mu.watchers) == 0 && !x.deserted || n.mu.random.IntN(3) == 0
 	if !x.drop {
 		n.mu.late = append(n.mu.late, x)
 		after := time.Duration(n.mu.random.Int64N(int64(one(n.mu.random, time.Millisecond, 50*time.Millisecond, 3*time.Second, time.Hour))))
@@ -298,6 +350,9 @@ func (n *network) serve(x *exchange, p []byte, serve func(x *exchange, p []byte)
 	n.mu.active = slices.DeleteFunc(n.mu.active, func(other *exchange) bool { return other == x })
 	if err == nil && x.changes && x.call.Flags&block.FUA == 0 {
 		n.mu.written++
+	}
+	if x.deserted && x.call.Op == block.OpFlush && err != nil {
+		n.mu.flushErr = err
 	}
 	x.err, x.finished = err, true
 	close(x.over)
@@ -394,13 +449,22 @@ func (n *network) reconnect(restarted bool) {
 	n.announceLocked()
 }
 
-// mend brings the server back, and ends what it still has of old requests.
-func (n *network) mend() {
+// mend brings the server back, and ends what it still has of requests that were given up: of this session, or all.
+func (n *network) mend(all bool) {
 	n.unstall()
 	n.mu.Lock()
 	n.mu.dead = false
+	active := slices.Clone(n.mu.active)
 	n.mu.Unlock()
 	n.reconnect(false)
+	for _, x := range active {
+		if x.deserted {
+			<-x.over
+		}
+	}
+	if !all {
+		return
+	}
 	n.settle(0, n.disk.Size())
 	n.mu.Lock()
 	left := slices.Clone(n.mu.left)
@@ -435,9 +499,9 @@ func (n *network) state() (up, dead bool, epoch int) {
 }
 
 // networked counts what happened to connections.
-type networked struct{ disconnects, late, restarts, stalls, gone atomic.Int64 }
+type networked struct{ disconnects, late, restarts, stalls, gone, deserted atomic.Int64 }
 
 func (c *networked) String() string {
-	return fmt.Sprintf("%d disconnects (%d restarts, %d for good), %d late writes, %d stalls", c.disconnects.Load(), c.restarts.Load(),
-		c.gone.Load(), c.late.Load(), c.stalls.Load())
+	return fmt.Sprintf("%d disconnects (%d restarts, %d for good), %d late writes, %d stalls, %d requests given up", c.disconnects.Load(), c.restarts.Load(),
+		c.gone.Load(), c.late.Load(), c.stalls.Load(), c.deserted.Load())
 }

@@ -41,6 +41,7 @@ type op struct {
 	blocked int           // earlier claims that it waits for
 	granted chan struct{} // made by the runner for an op that has to wait
 	delay   time.Duration // what the mirror added to a guest's write
+	epoch   uint64        // of the planner when the claim was asked for, and then when it was granted
 
 	// Decided when the claim is granted.
 	target     span   // a guest's write: the part that goes to the target; may be empty
@@ -74,7 +75,10 @@ func (o *op) addZeroed(off, end int64) {
 func (p *planner) beginGuest(o *op, r request, off, n int64) (granted bool) {
 	o.off, o.end, o.request, o.mode, o.bypass = off, off+n, r, p.mode, p.stopped
 	o.blocked, o.parts, o.zeroed, o.target, o.durable, o.leaves = 0, o.parts[:0], o.zeroed[:0], span{}, false, false
-	o.written, o.delay = span{}, 0
+	o.written, o.delay, o.epoch = span{}, 0, p.epoch
+	if p.silent {
+		o.mode = Background
+	}
 	switch {
 	case p.stopped:
 	case o.mode == Background:
@@ -93,8 +97,12 @@ func (p *planner) beginGuest(o *op, r request, off, n int64) (granted bool) {
 // touched in part stays dirty and that part is left to the copy; a dirty chunk that is whole in the write is clean from now
 // on; a clean chunk is written through to the byte.
 func (p *planner) admit(o *op) {
-	o.durable = p.synced()
+	o.durable, o.epoch = p.synced(), p.epoch
 	n := o.end - o.off
+	if p.silent {
+		o.leaves = p.d.Set(p.d.Outward(o.off, n)) > 0
+		return
+	}
 	if o.end > p.scanned {
 		// The scan has not been here: whatever it found before this write may be out of date when it says so.
 		p.d.Set(p.d.Outward(o.off, n))
@@ -310,7 +318,8 @@ func (p *planner) nextCopy(o *op, limit int64, hint span, hintLimit int64) found
 		off, n = p.d.Bytes(bitmap.Chunks{First: chunk, End: last})
 	}
 	chunks := bitmap.Chunks{First: chunk, End: last}
-	*o = op{off: off, end: off + n, parts: o.parts[:0], zeroed: o.zeroed[:0], targetZero: p.z.Test(chunk)}
+	*o = op{off: off, end: off + n, parts: o.parts[:0], zeroed: o.zeroed[:0], targetZero: p.z.Test(chunk),
+		epoch: p.epoch}
 	p.d.Clear(chunks)
 	p.claims = append(p.claims, o)
 	p.copying += n

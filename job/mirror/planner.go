@@ -41,15 +41,17 @@ type planner struct {
 	claims []*op
 
 	mode      Mode
-	stopped   bool  // requests pass by: the job is at its end
-	scanned   int64 // everything below was scanned; above it every chunk counts as dirty
-	cursor    int64 // chunk at which the copy goes on
-	writers   int   // guests' writes under way that began in background mode
-	cleaning  int   // guests' writes under way that made dirty chunks clean
-	copying   int64 // bytes claimed by the copy
-	mirroring int64 // bytes that guests are writing to the target
-	wholePass bool  // the search began at the start of the disk and found nothing yet
-	starved   bool  // the search met dirty chunks that somebody held
+	stopped   bool   // requests pass by: the job is at its end
+	silent    bool   // the target gives no answer: guests' writes leave it alone
+	epoch     uint64 // how often it fell silent
+	scanned   int64  // everything below was scanned; above it every chunk counts as dirty
+	cursor    int64  // chunk at which the copy goes on
+	writers   int    // guests' writes under way that began in background mode
+	cleaning  int    // guests' writes under way that made dirty chunks clean
+	copying   int64  // bytes claimed by the copy
+	mirroring int64  // bytes that guests are writing to the target
+	wholePass bool   // the search began at the start of the disk and found nothing yet
+	starved   bool   // the search met dirty chunks that somebody held
 
 	counted int64 // scan: end of the chunks that were counted
 	partial bool  // scan: a part of the chunk at counted is allocated
@@ -167,7 +169,7 @@ func (p *planner) caughtUp() bool {
 
 // synced says whether the target is what the guest sees, but for writes that the guest has no answer to yet.
 func (p *planner) synced() bool {
-	return p.mode == WriteBlocking && !p.stopped && p.writers == 0 && p.cleaning == 0 && p.caughtUp()
+	return p.mode == WriteBlocking && !p.stopped && !p.silent && p.writers == 0 && p.cleaning == 0 && p.caughtUp()
 }
 
 // ---- What the scan of the source finds
@@ -247,6 +249,19 @@ func (p *planner) endFlush(ok bool) {
 		p.lost()
 	}
 	p.flushing.Clear(p.flushing.All())
+}
+
+// giveUpFlush ends a flush whose outcome nobody waited for. What was written stays unflushed: if that flush fails, the next one
+// does.
+func (p *planner) giveUpFlush() {
+	p.fresh.Union(p.flushing)
+	p.flushing.Clear(p.flushing.All())
+}
+
+// fallSilent notes that the target does not answer. The requests of what was granted before are given up.
+func (p *planner) fallSilent() {
+	p.silent = true
+	p.epoch++
 }
 
 // lost notes that everything that was written to the target since its last good flush may be gone: a flush failed, or the

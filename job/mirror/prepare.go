@@ -4,6 +4,7 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
@@ -68,11 +69,19 @@ func (l *loop) targetIsZero(ctx context.Context) (zero bool, err error) {
 	if m.opts.TargetIsZero {
 		return true, nil
 	}
-	err = l.inside(ctx, func() error {
-		zero, err = readsZero(ctx, target)
-		return err
-	})
-	return zero, err
+	for {
+		err = l.inside(ctx, func() error {
+			zero, err = readsZero(m.reach(), m.filter.target)
+			return err
+		})
+		if !errors.Is(err, errSilent) && !errors.Is(err, block.ErrDisconnected) {
+			return zero, err
+		}
+		// Somebody wants guests to be drained, or the connection was lost. From the beginning, then.
+		if err := l.lookAndWait(ctx); err != nil {
+			return false, err
+		}
+	}
 }
 
 // zeroTarget makes the whole target read as zero by unmapping what takes space. Guests' writes leave it alone meanwhile: nothing
@@ -85,7 +94,7 @@ func (l *loop) zeroTarget(ctx context.Context) error {
 		}
 		var n int64
 		err := l.inside(ctx, func() (err error) {
-			n, err = m.zeroNext(ctx, at)
+			n, err = m.zeroNext(m.reach(), at)
 			return err
 		})
 		if err != nil {
@@ -110,7 +119,7 @@ func (m *Mirror) zeroNext(ctx context.Context, at int64) (int64, error) {
 	n = min(n, zeroPiece)
 	m.touch(at, n)
 	defer m.touch(at, n) // a flush that began meanwhile may not have covered it
-	return n, m.filter.target.WriteZeroes(m.targetCtx, at, n, block.MayUnmap)
+	return n, m.filter.target.WriteZeroes(ctx, at, n, block.MayUnmap)
 }
 
 // touch notes that a range of the target is being written.

@@ -110,7 +110,7 @@ func TestLossDuringPreZeroing(t *testing.T) {
 // A connection that is lost just when disks are compared is no error of the job.
 func TestConnectionLostWhileComparing(t *testing.T) {
 	in(t, func(t *testing.T) {
-		r := plain(t, 1*mib)
+		r := remotePlain(t, 1*mib)
 		net := r.behindNetwork(time.Minute)
 		m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true})
 		r.ready(m)
@@ -146,7 +146,7 @@ func TestConnectionLostWhileComparing(t *testing.T) {
 // A completion that has to wait for a lost target and for the speed limit waits.
 func TestConnectionLostAtCompletionWithSpeed(t *testing.T) {
 	in(t, func(t *testing.T) {
-		r := plain(t, 1*mib)
+		r := remotePlain(t, 1*mib)
 		net := r.behindNetwork(time.Hour)
 		m := r.start(Options{Mode: Background, AutoFinalize: true, Granularity: 4096})
 		r.ready(m)
@@ -168,7 +168,7 @@ func TestConnectionLostAtCompletionWithSpeed(t *testing.T) {
 func TestNobodyWaitsForCopyToLostTarget(t *testing.T) {
 	for _, mode := range []Mode{Background, WriteBlocking} {
 		in(t, func(t *testing.T) {
-			r := plain(t, 1*mib)
+			r := remotePlain(t, 1*mib)
 			net := r.behindNetwork(time.Hour)
 			m := r.start(Options{Mode: mode, AutoFinalize: true, Speed: 64 * kib})
 			time.Sleep(2 * time.Second)
@@ -207,7 +207,7 @@ func TestNobodyWaitsForCopyToLostTarget(t *testing.T) {
 // I7: a flush may go to a new session, whose beginning has made dirty what was not flushed.
 func TestFlushOfNewSessionDoesNotHideLoss(t *testing.T) {
 	in(t, func(t *testing.T) {
-		r := plain(t, 1*mib)
+		r := remotePlain(t, 1*mib)
 		r.behindNetwork(time.Minute)
 		m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true})
 		r.ready(m)

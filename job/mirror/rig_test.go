@@ -130,16 +130,24 @@ var unmapping = block.Options{Discard: true}
 func newRig(t testing.TB, source, target *disk, so, to block.Options) *rig {
 	r := &rig{t: t, graph: block.NewGraph(), events: &recorder{current: map[string]int64{}}, source: source, target: target}
 	r.jobs = job.NewRegistry(r.events)
-	r.sn = blocktest.NewNode(t, r.graph, "source", source, so)
-	r.tn = blocktest.NewNode(t, r.graph, "target", target, to)
+	r.sn = blocktest.NewNode(t, r.graph, "source", source.driver(), so)
+	r.tn = blocktest.NewNode(t, r.graph, "target", target.driver(), to)
 	r.guest = blocktest.Attach(t, r.graph, r.sn, "guest", block.PermConsistentRead|block.PermWrite, block.PermAll)
 	return r
 }
 
 // plain is a rig of disks of that many bytes, the source full of data, the target empty.
 func plain(t testing.TB, size int64) *rig {
-	return newRig(t, newDisk(1, pattern(1, size), blocktest.MemOptions{}), newDisk(2, nil, blocktest.MemOptions{Size: size}),
-		unmapping, unmapping)
+	return rigOf(t, size, false)
+}
+
+// remotePlain is a plain rig with a target that can be behind a network.
+func remotePlain(t testing.TB, size int64) *rig { return rigOf(t, size, true) }
+
+func rigOf(t testing.TB, size int64, far bool) *rig {
+	target := newDisk(2, nil, blocktest.MemOptions{Size: size})
+	target.far = far
+	return newRig(t, newDisk(1, pattern(1, size), blocktest.MemOptions{}), target, unmapping, unmapping)
 }
 
 func pattern(id uint64, n int64) []byte {
@@ -169,7 +177,12 @@ func (r *rig) start(o Options) *Mirror {
 // ready waits until the job is.
 func (r *rig) ready(m *Mirror) {
 	r.t.Helper()
-	for range 10000 {
+	r.readyWithin(m, 100*time.Second)
+}
+
+func (r *rig) readyWithin(m *Mirror, most time.Duration) {
+	r.t.Helper()
+	for range most / (10 * time.Millisecond) {
 		if m.job.IsReady() {
 			return
 		}
@@ -179,7 +192,7 @@ func (r *rig) ready(m *Mirror) {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	r.t.Fatalf("not ready after 100 s: %+v %s", m.State(), r.events.of(m.job.ID()))
+	r.t.Fatalf("not ready after %v: %+v %s", most, m.State(), r.events.of(m.job.ID()))
 }
 
 // over waits until the job is.

@@ -20,6 +20,9 @@ const (
 	starveTime = time.Second
 	// How much may be dirty when guests are drained; it is copied while they wait.
 	finalRest = 4 << 20
+	// A copy that is answered within that time lets copies grow again after the target was silent: a guest's write that comes
+	// behind some of them does not wait for long.
+	promptTime = patience / 8
 )
 
 var errSizes = errors.New("Source and target image have different sizes")
@@ -73,6 +76,8 @@ type loop struct {
 	notYet   time.Time     // no copy starts before
 	starved  time.Time     // since when guests have held everything that is dirty; zero if they do not
 	pending  bool          // the job waits for finalize
+	step     int64         // most bytes of a copy while the target recovers from silence; 0 for no limit but those of all times
+	epoch    uint64        // of the planner, when step was set
 	meter    meter
 	steering steering
 }
@@ -132,7 +137,9 @@ func (l *loop) look(ctx context.Context) error {
 		}
 	}
 	if m.job.PauseWanted() {
+		m.hold() // a pause is not to wait for a silent target, either
 		l.settleAll()
+		m.release()
 		if err := m.job.Checkpoint(ctx); err != nil {
 			return err
 		}
@@ -186,10 +193,14 @@ func (l *loop) refresh() {
 // dispatch starts copies until nothing is left to start, and says how long to wait at most until more can be; zero for
 // until something happens.
 func (l *loop) dispatch(ctx context.Context, hurry bool) (time.Duration, error) {
-	m := l.m
-	for l.inFlight < m.workers {
+	silent := l.listen()
+	for l.inFlight < l.workers() {
 		now := time.Now()
-		if wait, dirty := l.holdBack(now, hurry); !dirty || wait > 0 {
+		wait, dirty := l.holdBack(now, hurry)
+		if silent && !dirty && wait == 0 {
+			return 0, l.knock(ctx)
+		}
+		if !dirty || wait > 0 {
 			return wait, nil
 		}
 		started, err := l.startCopy(ctx, now)
@@ -235,7 +246,7 @@ func (l *loop) startCopy(ctx context.Context, now time.Time) (started bool, err 
 		return false, err
 	}
 	o := opPool.Get().(*op)
-	if !m.claimNext(o, l.limiter.Piece(m.planner.d.Granularity(), m.most())) {
+	if !m.claimNext(o, l.limiter.Piece(m.planner.d.Granularity(), l.piece())) {
 		gate.Leave()
 		opPool.Put(o)
 		return false, nil
@@ -244,7 +255,9 @@ func (l *loop) startCopy(ctx context.Context, now time.Time) (started bool, err 
 	l.inFlight++
 	m.job.SetBusy(true)
 	go func() {
+		began := time.Now()
 		r := m.copy(ctx, o)
+		r.took = time.Since(began)
 		m.settle(&r)
 		gate.Leave()
 		m.results <- r
@@ -277,6 +290,7 @@ func (l *loop) ended(r result) {
 	l.limiter.Take(r.data-r.claimed, time.Now())
 	if r.sourceErr == nil && r.targetErr == nil {
 		l.retry, l.futile = retryFirst, false
+		l.grow(r)
 	} else {
 		l.troubled = true
 	}

@@ -76,6 +76,7 @@ type schedule struct {
 	door    sync.Mutex  // of guests, who come while stop is unset
 	stop    atomic.Bool // guests end
 	faulty  bool        // faults are injected
+	swift   bool        // disks take no time
 	lossy   bool
 	loses   atomic.Pointer[disk] // loses what could not be flushed
 	current atomic.Pointer[current]
@@ -93,6 +94,10 @@ type schedule struct {
 func (s *schedule) rand(purpose uint64) *rand.Rand { return rand.New(rand.NewPCG(s.seed, purpose)) }
 
 func one[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
+
+// longest is how long a guest's request may take where disks take no time: it may wait for the target, and others may hold
+// guests back for a moment.
+const longest = patience*5/4 + 100*time.Millisecond
 
 func chance(r *rand.Rand, percent int) bool { return r.IntN(100) < percent }
 
@@ -148,15 +153,18 @@ func newSchedule(t *testing.T, seed uint64, total *tally) *schedule {
 		return block.Options{Discard: chance(r, 70),
 			DetectZeroes: one(r, block.DetectZeroesOff, block.DetectZeroesOff, block.DetectZeroesOn, block.DetectZeroesUnmap)}
 	}
+	s.swift = source.slow == 0 && target.slow == 0
 	s.h = &history{initial: initial, scope: make([]bool, s.size)}
-	s.rig = newRig(t, source, target, options(), options())
 	for i, d := range []*disk{source, target} {
 		if s.faulty && chance(r, 50) {
 			d.net = newNetwork(d, seed*8+uint64(i), one(r, 0, 5*time.Millisecond, time.Second, time.Hour), total)
 			d.net.final = func() bool { return s.guest.Gate().Closed() }
 		}
+	}
+	s.rig = newRig(t, source, target, options(), options())
+	for _, d := range []*disk{source, target} {
 		d.permissions = s.permissionsChanged
-		d.keep = func() bool { return !s.lossy || s.loses.Load() != d || s.guest.Node().Driver() == block.Driver(d) }
+		d.keep = func() bool { return !s.lossy || s.loses.Load() != d || s.guest.Node().Driver() == d.driver() }
 		d.lossy = true
 	}
 	return s
@@ -241,8 +249,26 @@ func (s *schedule) where(r *rand.Rand) (off, n int64) {
 	return off, n
 }
 
+// atHome says whether the guests' own disk cannot be silent.
+func (s *schedule) atHome() bool {
+	driver := s.guest.Node().Driver()
+	if f, ok := driver.(*filter); ok {
+		driver = f.source.Node().Driver()
+	}
+	_, home := driver.(*disk)
+	return home
+}
+
 func (s *schedule) request(r *rand.Rand, b *block.Backend) {
 	s.total.requests.Add(1)
+	if s.swift && s.atHome() {
+		began := time.Now()
+		defer func() {
+			if took := time.Since(began); took > longest && s.atHome() {
+				s.problem("a guest's request took %v", took)
+			}
+		}()
+	}
 	off, n := s.where(r)
 	var flags block.Flags
 	if chance(r, 15) {
@@ -325,7 +351,7 @@ func (s *schedule) run() {
 	s.stopGuests()
 	s.source.heal()
 	s.target.heal()
-	s.mend()
+	s.mend(true)
 	p := make([]byte, s.size)
 	began, resets := s.h.time()
 	must(s.t, s.guest.ReadAt(bg, p, 0))
@@ -344,11 +370,11 @@ func (s *schedule) attach(name string) *block.Backend {
 	return b
 }
 
-// mend brings back servers that are gone.
-func (s *schedule) mend() {
+// mend brings back servers that are gone. They are done with what was given up in their sessions, or in old ones as well.
+func (s *schedule) mend(all bool) {
 	for _, d := range []*disk{s.source, s.target} {
 		if d.net != nil {
-			d.net.mend()
+			d.net.mend(all)
 		}
 	}
 }
@@ -390,9 +416,10 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 		o.FilterName = "top"
 	}
 	s.target.heal()
-	s.mend()
 	s.loses.Store(s.target)
 	o.TargetIsZero = chance(r, 50) && block.IsZero(s.target.Bytes())
+	s.mend(o.TargetIsZero || chance(r, 50))
+	o.TargetIsZero = o.TargetIsZero && block.IsZero(s.target.Bytes())
 	o.Offload = one(r, OffloadAuto, OffloadAuto, OffloadRange, OffloadOff)
 	s.setScope(&o)
 	s.mu.Lock()
@@ -416,7 +443,6 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 	close(a.done)
 	a.wait.Wait()
 	a.judge()
-	s.mend()
 }
 
 // bitmap lets guests write for a while beside a bitmap of the source.
@@ -671,7 +697,7 @@ func (a *actors) interrupt(r *rand.Rand, d *disk) {
 	if chance(r, 60) { // requests gather before the connection dies
 		a.total.stalls.Add(1)
 		n.stall()
-		time.Sleep(time.Duration(r.Int64N(int64(one(r, 5*time.Millisecond, 300*time.Millisecond, 5*time.Second)))))
+		time.Sleep(time.Duration(r.Int64N(int64(one(r, 5*time.Millisecond, 300*time.Millisecond, 5*time.Second, 30*time.Second)))))
 		if chance(r, 50) {
 			n.unstall()
 			return
@@ -711,7 +737,7 @@ func (a *actors) abandon() {
 	case <-j.Done():
 	case <-time.After(time.Minute):
 		a.problem("cancelled by force, a job waits for a target that is gone: %+v", j.Info())
-		a.target.net.mend()
+		a.target.net.mend(true)
 	}
 }
 

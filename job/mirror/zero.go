@@ -18,8 +18,15 @@ const (
 	sampledExtents = 4096
 )
 
+// image is what is read to see whether it is zero.
+type image interface {
+	Size() int64
+	ReadAt(ctx context.Context, p []byte, off int64) error
+	BlockStatus(ctx context.Context, off, n int64) (block.Extent, error)
+}
+
 // readsZero finds out whether the whole target reads as zero: by block status, but for a few bytes of data that are read.
-func readsZero(ctx context.Context, target *block.Node) (bool, error) {
+func readsZero(ctx context.Context, target image) (bool, error) {
 	var read int64
 	for at := int64(0); at < target.Size(); {
 		extent, err := target.BlockStatus(ctx, at, target.Size()-at)
@@ -40,7 +47,7 @@ func readsZero(ctx context.Context, target *block.Node) (bool, error) {
 	return true, nil
 }
 
-func rangeIsZero(ctx context.Context, n *block.Node, at, length int64) (bool, error) {
+func rangeIsZero(ctx context.Context, n image, at, length int64) (bool, error) {
 	b := block.GetBuffer(int(min(length, headSize)))
 	defer b.Release()
 	for length > 0 {
