@@ -61,7 +61,7 @@ func runCancel(ctx context.Context, s *settings) (err error) {
 		return err
 	}
 	for i := range max(2, s.jobs) {
-		k, err := newDisk(ctx, d, fmt.Sprintf("disk%d", i), cancelSize, s.firstSeed+uint64(i), nil)
+		k, err := newDisk(ctx, d, fmt.Sprintf("disk%d", i), cancelSize, s.firstSeed+uint64(i))
 		if err != nil {
 			return err
 		}
@@ -116,7 +116,7 @@ func runCancel(ctx context.Context, s *settings) (err error) {
 		c.add("guest requests answered", k.guest.done.Load())
 		c.add("guest requests whose answer was lost", k.guest.lost.Load())
 		c.add("guest connections made again", k.guest.again.Load()-1)
-		c.longest("longest wait of a guest", time.Duration(k.guest.worst.Load()))
+		c.longest("longest wait of a guest", k.guest.slowest())
 	}
 	if err := d.stop(ctx, func() { d.process.signal(syscall.SIGTERM) }); err != nil {
 		return err
@@ -136,15 +136,15 @@ func runCancel(ctx context.Context, s *settings) (err error) {
 }
 
 // newDisk makes two images, their nodes, and an export of the first with a guest that has not begun.
-func newDisk(ctx context.Context, d *daemon, name string, size int64, seed uint64, rules []args) (*disk, error) {
+func newDisk(ctx context.Context, d *daemon, name string, size int64, seed uint64) (*disk, error) {
 	k := &disk{name: name, target: name + "-copy", model: newModel(size, seed), random: rand.New(rand.NewPCG(seed, 2))}
 	if err := makeRaw(d.path(name), size, "thin", k.model, k.random); err != nil {
 		return nil, err
 	}
-	if err := makeTarget(ctx, nil, "raw", d.path(k.target), size); err != nil {
+	if err := makeHole(d.path(k.target), size); err != nil {
 		return nil, err
 	}
-	for _, n := range []args{imageNode(name, "raw", d.path(name), nil), imageNode(k.target, "raw", d.path(k.target), rules)} {
+	for _, n := range []args{imageNode(name, "raw", d.path(name), nil), imageNode(k.target, "raw", d.path(k.target), nil)} {
 		if err := d.do(ctx, "blockdev-add", n, nil); err != nil {
 			return nil, err
 		}

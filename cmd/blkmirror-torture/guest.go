@@ -38,7 +38,6 @@ type guest struct {
 	lost   atomic.Int64 // requests whose answer was lost
 	again  atomic.Int64 // connections after the first one
 	failed atomic.Int64 // requests that ended with an error that was to be expected
-	worst  atomic.Int64 // longest time of a request that was answered on its first connection, nanoseconds
 
 	mu struct {
 		sync.Mutex
@@ -46,6 +45,7 @@ type guest struct {
 		dialing chan struct{} // closed when somebody's attempt to connect is over
 		held    chan struct{} // closed when requests may begin again; nil while they may
 		active  int
+		worst   time.Duration // longest time of a request that was answered on the connection that it was sent on last
 		err     error
 		changed chan struct{} // closed, and replaced, when active or err changes
 	}
@@ -59,7 +59,7 @@ func (g *guest) start(seed uint64, lanes int) {
 	for i := range lanes {
 		random := rand.New(rand.NewPCG(seed, uint64(i)+1))
 		g.lanes.Go(func() {
-			if err := g.lane(ctx, random); err != nil && ctx.Err() == nil {
+			if err := g.lane(ctx, random); ctx.Err() == nil {
 				g.update(func() {
 					if g.mu.err == nil {
 						g.mu.err = err
@@ -134,6 +134,13 @@ func (g *guest) error() error {
 	return g.mu.err
 }
 
+// slowest is the longest that a request took on one connection.
+func (g *guest) slowest() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.mu.worst
+}
+
 // begin waits until requests may begin, and notes that one does.
 func (g *guest) begin(ctx context.Context) error {
 	for {
@@ -154,7 +161,7 @@ func (g *guest) begin(ctx context.Context) error {
 	}
 }
 
-// lane does one request after the other.
+// lane does one request after the other, until something goes wrong or ctx ends.
 func (g *guest) lane(ctx context.Context, random *rand.Rand) error {
 	for {
 		if err := sleep(ctx, time.Duration(random.ExpFloat64()*float64(g.pause))); err != nil {
@@ -232,7 +239,9 @@ func (g *guest) request(ctx context.Context, random *rand.Rand) error {
 		switch {
 		case err == nil:
 			g.done.Add(1)
-			g.worst.Store(max(g.worst.Load(), int64(time.Since(began))))
+			g.mu.Lock()
+			g.mu.worst = max(g.mu.worst, time.Since(began))
+			g.mu.Unlock()
 			return g.answered(request, command, s, c)
 		case errors.As(err, &refused):
 			if !g.forgive(refused.Errno, command.Type) {

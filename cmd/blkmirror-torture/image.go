@@ -66,7 +66,12 @@ func makeTarget(ctx context.Context, s *settings, format, path string, size int6
 	if format != "raw" {
 		return tool(ctx, s.qemuImg, "create", "-q", "-f", format, path, fmt.Sprint(size))
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	return makeHole(path, size)
+}
+
+// makeHole makes a file that has nothing but its size.
+func makeHole(path string, size int64) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

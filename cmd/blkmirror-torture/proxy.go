@@ -4,9 +4,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // proxy is a line between the daemon and the server of its target, that can be cut and can fall silent.
@@ -76,6 +79,9 @@ func (p *proxy) accept() {
 	}
 }
 
+// mostHeld is how much is taken from one end in a silence, bytes.
+const mostHeld = 1 << 20
+
 // carry takes bytes from one end to the other until one of them is closed. While the line is silent it has them.
 func (p *proxy) carry(to, from net.Conn) {
 	buffer := make([]byte, 64<<10)
@@ -85,18 +91,44 @@ func (p *proxy) carry(to, from net.Conn) {
 			p.mu.Lock()
 			silent := p.mu.silent
 			p.mu.Unlock()
+			data := buffer[:n]
 			if silent != nil {
-				p.held.Add(1)
-				<-silent
-				p.held.Add(-1)
+				data, err = p.hold(from, data, silent)
 			}
-			if _, err := to.Write(buffer[:n]); err != nil {
+			if _, err := to.Write(data); err != nil {
 				from.Close() // the other end is told
 				return
 			}
 		}
 		if err != nil {
 			return
+		}
+	}
+}
+
+// hold takes what comes until the silence ends.
+func (p *proxy) hold(from net.Conn, first []byte, silent <-chan struct{}) (data []byte, err error) {
+	data = make([]byte, len(first), mostHeld)
+	copy(data, first)
+	p.held.Add(1)
+	defer p.held.Add(-1)
+	for {
+		select {
+		case <-silent:
+			_ = from.SetReadDeadline(time.Time{}) // fails on closed connections alone, and then so does what follows
+			return data, err
+		default:
+		}
+		if err != nil || len(data) == cap(data) {
+			<-silent
+			continue
+		}
+		_ = from.SetReadDeadline(time.Now().Add(time.Millisecond))
+		var n int
+		n, err = from.Read(data[len(data):cap(data)])
+		data = data[:len(data)+n]
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = nil
 		}
 	}
 }

@@ -85,11 +85,7 @@ func mountSmall(kind, folder string, size int64) (*small, error) {
 		return s, err
 	}
 	disk := folder + ".disk"
-	f, err := os.OpenFile(disk, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+	if err := makeHole(disk, size); err != nil {
 		return nil, err
 	}
 	for _, argv := range [][]string{
@@ -105,7 +101,7 @@ func mountSmall(kind, folder string, size int64) (*small, error) {
 
 // attach makes a block device of a file of the file system, and names it.
 func (s *small) attach(size int64) (string, error) {
-	if err := makeTarget(nil, nil, "raw", s.blocks(), size); err != nil {
+	if err := makeHole(s.blocks(), size); err != nil {
 		return "", err
 	}
 	out, err := exec.Command("losetup", "--find", "--show", s.blocks()).Output()

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"sync"
 	"syscall"
@@ -71,7 +70,7 @@ func (k *soak) prepare(ctx context.Context) error {
 		return err
 	}
 	for i := range soakDisks {
-		d, err := newDisk(ctx, k.daemon, fmt.Sprintf("disk%d", i), soakSize, k.firstSeed+uint64(i), nil)
+		d, err := newDisk(ctx, k.daemon, fmt.Sprintf("disk%d", i), soakSize, k.firstSeed+uint64(i))
 		if err != nil {
 			return err
 		}
@@ -87,7 +86,7 @@ func (k *soak) startServer(ctx context.Context) error {
 	for _, d := range k.disks {
 		if d.remote {
 			name := d.name + "-far"
-			if err := makeTarget(ctx, k.settings, "raw", k.daemon.path(name), soakSize); err != nil {
+			if err := makeHole(k.daemon.path(name), soakSize); err != nil {
 				return err
 			}
 			argv = append(argv, option("--blockdev", imageNode(name, "raw", name, nil))...)
@@ -156,112 +155,6 @@ func (k *soak) run(ctx context.Context) (samples []sample, err error) {
 	return samples, nil
 }
 
-// one is one mirror of a disk, from its beginning to its end.
-func (k *soak) one(ctx context.Context, d *soakDisk) error {
-	id, random := d.name+"-mirror", d.random
-	target, fault := d.target, ""
-	if d.source == target {
-		target = d.name
-	}
-	ending := pick(random, "complete", "complete", "complete", "cancel", "force", "force early", "fail", "resume")
-	if d.remote && ending != "complete" {
-		target = d.name + "-far" // the guests stay
-	}
-	if ending == "fail" || ending == "resume" {
-		// A fault node between the job and its target, for this time only.
-		d.rules++
-		fault = fmt.Sprintf("%s-fault%d", d.name, d.rules)
-		if err := k.daemon.do(ctx, "blockdev-add", args{"driver": "blkdebug", "node-name": fault, "image": target,
-			"inject-error": rules(random, soakSize, "write")}, nil); err != nil {
-			return err
-		}
-		target = fault
-	}
-	completed := k.daemon.seen("BLOCK_JOB_COMPLETED "+id) + k.daemon.seen("BLOCK_JOB_CANCELLED "+id)
-	policy := map[string]string{"fail": "report"}[ending]
-	if policy == "" {
-		policy = "stop"
-	}
-	if err := k.daemon.do(ctx, "blockdev-mirror", args{"job-id": id, "device": d.source, "target": target, "sync": "full",
-		"copy-mode":       pick(random, "background", "write-blocking", "auto"),
-		"speed":           int64(soakSize / between(random, 50*time.Millisecond, 400*time.Millisecond).Seconds()),
-		"on-target-error": policy, "on-source-error": "report"}, nil); err != nil {
-		return err
-	}
-	if err := k.drive(ctx, d, id, ending, random); err != nil {
-		return fmt.Errorf("%s: %w", ending, err)
-	}
-	if err := until(ctx, convergeLimit, "the end of the job is told", func() (bool, error) {
-		return k.daemon.seen("BLOCK_JOB_COMPLETED "+id)+k.daemon.seen("BLOCK_JOB_CANCELLED "+id) > completed &&
-			k.daemon.said("JOB_STATUS_CHANGE "+id) == "null", nil
-	}); err != nil {
-		return err
-	}
-	k.counts.add("mirrors: "+ending, 1)
-	node, err := k.daemon.exported(ctx, d.name)
-	if err != nil {
-		return err
-	}
-	why := k.daemon.said("BLOCK_JOB_COMPLETED " + id)
-	if ending == "complete" && (node != target || why != "") || ending != "complete" && node != d.source {
-		return fmt.Errorf("%s of %s to %s ended with '%s', and guests use %s", ending, d.source, target, why, node)
-	}
-	d.source = node
-	if fault != "" {
-		return k.daemon.do(ctx, "blockdev-del", args{"node-name": fault}, nil)
-	}
-	return nil
-}
-
-// drive brings a mirror to its end.
-func (k *soak) drive(ctx context.Context, d *soakDisk, id, ending string, random *rand.Rand) error {
-	pause := between(random, time.Millisecond, 200*time.Millisecond)
-	if ending == "force early" {
-		return errors.Join(sleep(ctx, pause), k.end1(ctx, id, true))
-	}
-	began, helped, finished := time.Now(), false, false
-	return until(ctx, convergeLimit, "the mirror ends", func() (bool, error) {
-		if err := d.guest.error(); err != nil {
-			return false, err
-		}
-		j, err := k.daemon.jobNamed(ctx, id)
-		switch {
-		case err != nil || j == nil:
-			return j == nil, err
-		case j.Paused && j.IOStatus != "ok":
-			k.counts.add("mirrors resumed after an error", 1)
-			_ = k.daemon.do(ctx, "job-resume", args{"id": id}, nil)
-		case j.Status != "ready" && time.Since(began) > patience && !helped:
-			helped = true
-			_ = k.daemon.do(ctx, "block-job-set-speed", args{"device": id, "speed": 0}, nil)
-			_ = k.daemon.do(ctx, "block-job-change", args{"id": id, "type": "mirror", "copy-mode": "write-blocking"}, nil)
-		case j.Status == "ready" && !finished:
-			finished = true
-			if err := sleep(ctx, pause/4); err != nil {
-				return false, err
-			}
-			switch ending {
-			case "complete":
-				return false, k.daemon.do(ctx, "job-complete", args{"id": id}, nil)
-			case "cancel":
-				return false, k.end1(ctx, id, false)
-			default: // the errors that were to come did not
-				_ = k.end1(ctx, id, true)
-			}
-		}
-		return false, nil
-	})
-}
-
-// end1 cancels a mirror.
-func (k *soak) end1(ctx context.Context, id string, force bool) error {
-	err := k.daemon.do(ctx, "block-job-cancel", args{"device": id, "force": force}, nil)
-	if j, e := k.daemon.jobNamed(ctx, id); e == nil && j == nil {
-		return nil // it had ended
-	}
-	return err
-}
-
 // judge says whether what the daemon holds stayed the same.
 func (k *soak) judge(samples []sample) (err error) {
 	for _, what := range []struct {
@@ -327,7 +220,7 @@ func (k *soak) finish(ctx context.Context) error {
 		if err := d.verify(k.daemon.path(d.source)); err != nil {
 			return err
 		}
-		k.counts.longest("longest wait of a guest", time.Duration(d.guest.worst.Load()))
+		k.counts.longest("longest wait of a guest", d.guest.slowest())
 	}
 	fmt.Fprintln(k.out, "every disk has what its guest was told")
 	return nil
