@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"github.com/blkmirror/blkmirror/block/driver/file"
+	"github.com/blkmirror/blkmirror/block/driver/nbd"
 	"github.com/blkmirror/blkmirror/job"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
@@ -39,7 +40,11 @@ func (h *Handlers) BlockdevCreate(ctx context.Context, a *api.BlockdevCreateArgu
 
 func createFile(f *api.BlockdevCreateOptionsFile) (creation, error) {
 	o := file.CreateOptions{Filename: f.Filename, Size: int64(f.Size), NoCOW: qmp.Or(f.Nocow, false)}
-	if o.Size < 0 {
+	switch {
+	case nbd.IsURI(f.Filename):
+		return creation{}, qmp.Errorf("'%s' cannot be created: an NBD server's exports are made where it runs. A format can be created in "+
+			"one that is there, with 'file' saying driver nbd", f.Filename)
+	case o.Size < 0:
 		return creation{}, qmp.Errorf("Parameter 'options.size' is too large: %d", f.Size)
 	}
 	switch f.Preallocation {

@@ -138,7 +138,8 @@ func (h *Handlers) snapshotSync(ctx context.Context, tx *block.Tx, a *api.Blockd
 // there before.
 func (h *Handlers) makeOverlay(ctx context.Context, tx *block.Tx, n *block.Node, image *api.BlockdevOptions) error {
 	if image.File == nil {
-		return qmp.Errorf("An overlay can only be made in a regular file")
+		return qmp.Errorf("An overlay can only be made in a regular file, not with driver '%s': make it with blockdev-create, and give "+
+			"mode 'existing'", image.Driver)
 	}
 	name, format, err := backingName(n)
 	if err != nil {

@@ -383,12 +383,5 @@ func (r *refcounts) coverLocked(ctx context.Context, end int64) error {
 func (d *Disk) grow(ctx context.Context, file storage, size int64) error {
 	d.growing.Lock()
 	defer d.growing.Unlock()
-	if size <= file.Size() {
-		return nil
-	}
-	err := file.Resize(ctx, size)
-	if block.KindOf(err) == block.KindNotSupported && err != nil {
-		return noSpace("The image is full: it needs %d bytes, and its file of %d bytes cannot grow", size, file.Size())
-	}
-	return err
+	return lengthen(ctx, "The image is full: it", file, size)
 }

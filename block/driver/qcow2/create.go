@@ -185,8 +185,8 @@ func create(ctx context.Context, o CreateOptions, file, dataFile storage) error 
 	if err := format(ctx, h, file); err != nil {
 		return err
 	}
-	if dataFile != nil && dataFile.Size() < o.Size {
-		if err := dataFile.Resize(ctx, o.Size); err != nil {
+	if dataFile != nil {
+		if err := lengthen(ctx, "The disk", dataFile, o.Size); err != nil {
 			return err
 		}
 	}
@@ -208,6 +208,18 @@ func create(ctx context.Context, o CreateOptions, file, dataFile storage) error 
 		return err
 	}
 	return d.Settle(ctx)
+}
+
+// lengthen makes a file at least size bytes long, if it is of a kind that can grow. what needs that.
+func lengthen(ctx context.Context, what string, file storage, size int64) error {
+	if file.Size() >= size {
+		return nil
+	}
+	err := file.Resize(ctx, size)
+	if err != nil && block.KindOf(err) == block.KindNotSupported {
+		return noSpace("%s needs %d bytes, and its file of %d bytes cannot grow", what, size, file.Size())
+	}
+	return err
 }
 
 // format writes an empty image: header, refcount table, refcount blocks and L1 table, one behind the other.
@@ -236,10 +248,8 @@ func format(ctx context.Context, h *header, file storage) error {
 	if err := file.Resize(ctx, 0); err != nil && block.KindOf(err) != block.KindNotSupported {
 		return err
 	}
-	if size := total * cluster; file.Size() < size {
-		if err := file.Resize(ctx, size); err != nil {
-			return err
-		}
+	if err := lengthen(ctx, "An empty image of this disk", file, total*cluster); err != nil {
+		return err
 	}
 	if err := file.WriteZeroes(ctx, 0, total*cluster, block.MayUnmap); err != nil {
 		return err
