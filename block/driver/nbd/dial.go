@@ -23,8 +23,7 @@ const (
 	attemptTime = 10 * time.Second
 	// extraTime bounds the connections after the first, which are not worth a longer wait.
 	extraTime = 2 * time.Second
-	// silence is how long a peer may leave data unacknowledged before TCP gives it up; an idle one is probed. A guest whose
-	// writes go to both disks of a mirror may wait for so long, once, before its target counts as lost.
+	// silence is how long a peer may leave data unacknowledged before TCP gives it up; an idle one is probed.
 	silence = 10 * time.Second
 )
 
