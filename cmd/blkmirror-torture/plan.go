@@ -76,6 +76,13 @@ type plan struct {
 	stop                       string        // how the daemon ends: SIGTERM, quit
 }
 
+// A target that says nothing for longSilence keeps no guest waiting for longer than guestLimit while it is not the guest's disk:
+// the daemon gives it two seconds, the rest is for a busy machine.
+const (
+	longSilence = 6 * time.Second
+	guestLimit  = 5 * time.Second
+)
+
 func pick[T any](random *rand.Rand, from ...T) T { return from[random.IntN(len(from))] }
 
 func between(random *rand.Rand, low, high time.Duration) time.Duration {
@@ -140,6 +147,11 @@ func newPlan(seed uint64, can abilities) *plan {
 			case truncateTarget, deleteTarget, missingTarget: // of files
 				p.steps[i].what = fullTarget
 			}
+		}
+	}
+	for i, st := range p.steps {
+		if (st.what == freezeTarget || st.what == silentLine) && random.IntN(16) == 0 {
+			p.steps[i].lasts = longSilence
 		}
 	}
 	return p

@@ -111,6 +111,13 @@ func (r *round) run(ctx context.Context) error {
 		return fmt.Errorf("%s: %w", r.plan.end, err)
 	}
 	r.over = true
+	for _, g := range r.guests {
+		took := g.slowest()
+		r.counts.longest("longest wait of a guest on the source", took)
+		if took > guestLimit {
+			return fmt.Errorf("a guest waited for %v while it was on the source", took)
+		}
+	}
 	for i, st := range r.after {
 		if err := r.step(ctx, st); err != nil {
 			return fmt.Errorf("step %d after the mirror, %s: %w", i+1, st.what, err)
@@ -268,7 +275,7 @@ func (r *round) account() {
 		r.counts.add("guest requests whose answer was lost", g.lost.Load())
 		r.counts.add("guest connections made again", max(0, g.again.Load()-1))
 		r.counts.fault(failGuest, g.failed.Load())
-		r.counts.longest("longest wait of a guest", g.slowest())
+		r.counts.longest("longest wait of a guest, on the target too", g.slowest())
 	}
 	if r.daemon == nil {
 		return
