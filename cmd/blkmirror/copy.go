@@ -34,6 +34,7 @@ type copyFlags struct {
 	speed                *int64
 	tlsDir               string
 	force, verify        bool
+	offload              bool
 }
 
 func (c *cli) copyCommand() *cobra.Command {
@@ -62,6 +63,7 @@ there before is left incomplete.`,
 	addEnum(cmd, &f.format, "format", "format of DST (default: by its name)", formats...)
 	flags.BoolVar(&f.force, "force", false, "overwrite what DST has")
 	flags.BoolVar(&f.verify, "verify", false, "afterwards read both and compare")
+	flags.BoolVar(&f.offload, "offload", false, "let the file system share or copy data where it can, as for a reflink;\nzeroes that SRC has space for take space in DST then")
 	flags.Var(sizeFlag{&f.speed}, "speed", "`SIZE` copied per second at most; 0 is no limit")
 	addEnum(cmd, &f.preallocation, "preallocation", "what to allocate of a new DST at once (default: off)",
 		api.PreallocModeOff, api.PreallocModeMetadata, api.PreallocModeFalloc, api.PreallocModeFull)

@@ -123,6 +123,11 @@ func TestCopy(t *testing.T) {
 		c.holds(name)
 	}
 
+	if r := c.run("src.img offloaded.img --offload --verify"); r.status != exitOK {
+		t.Errorf("%+v", r)
+	}
+	c.holds("offloaded.img")
+
 	// Programs read one object at the end.
 	r = c.run("src.img c.img --json --verify")
 	lines := strings.Split(strings.TrimSpace(r.stdout), "\n")

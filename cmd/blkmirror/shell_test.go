@@ -32,7 +32,7 @@ func TestShell(t *testing.T) {
 	c.enter("query-bl\t\t") // what they share, and then all of them
 	c.see("query-block-exports")
 	c.see("query-blockstats")
-	c.enter("ock-jo\t\r")
+	c.enter("-jo\t\r")
 	c.see("query-block-jobs ")
 	c.see("[]")
 	c.enter("blockdev-add dri\tnul\t")
@@ -50,7 +50,7 @@ func TestShell(t *testing.T) {
 	c.see("... ")
 	c.enter("\"query-version\"}\r")
 	c.see(`"major": 11`)
-	c.enter("blockdev-create job-id=j options={'driver':'file','filename':'" + filepath.Join(home, "made") + "','size':512}\r")
+	c.enter("blockdev-create job-id=j options.driver=file options.size=512 options.filename=" + filepath.Join(home, "made") + "\r")
 	c.see("JOB_STATUS_CHANGE id=j status=concluded")
 	c.enter(" job-dismiss id=j\r") // not kept, for the blank
 	c.see("status=null")
@@ -66,7 +66,7 @@ func TestShell(t *testing.T) {
 	}
 	c = start()
 	c.enter("\x1b[A\x1b[A\x1b[A")
-	c.see("{\"execute\":")
+	c.see("\"query-version\"}")
 	c.enter("\x03")
 	c.enter("\x04") // Ctrl-D
 	if status := c.end(); status != exitOK {

@@ -235,7 +235,9 @@ func (s *side) makeTarget(ctx context.Context, e *engine.Engine, size int64, f *
 	}
 	s.kind = sideFile
 	o := s.options()
-	o.DetectZeroes = api.BlockdevDetectZeroesOptionsOn // the target reads as zeroes, so they need not be written
+	if !f.offload { // nobody looks at data that the file system copies
+		o.DetectZeroes = api.BlockdevDetectZeroesOptionsOn // the target reads as zeroes, so they need not be written
+	}
 	var err error
 	s.size, err = s.add(ctx, e, o)
 	return err

@@ -91,7 +91,7 @@ func (c *console) Write(text []byte) (int, error) {
 // see waits until a text is shown, and forgets all up to it.
 func (c *console) see(want string) {
 	c.t.Helper()
-	deadline := time.After(time.Minute)
+	deadline := time.After(40 * time.Second)
 	for {
 		c.mu.Lock()
 		shown := c.mu.text.String()

@@ -9,7 +9,7 @@
 //
 // The line editor is that of golang.org/x/term, which the client has anyway: it knows arrows, history and pasted text, draws what
 // others write above the line that is being edited, and leaves it to us what Tab does. What it lacks, a search in the history, is
-// not worth a dependency that nobody looks after any more.
+// not worth one more dependency.
 //
 // The package knows no daemon: what to execute and what there is to complete is given to it.
 package shell

@@ -70,13 +70,26 @@ func (t *Terminal) Restore() error {
 	return term.Restore(t.fd, before)
 }
 
-// Aside runs f with the terminal as it was, so that Ctrl-C interrupts it.
+// Aside runs f with a terminal on which Ctrl-C interrupts, as it does for any other program.
 func (t *Terminal) Aside(f func()) error {
-	if err := t.Restore(); err != nil {
+	if err := t.signals(true); err != nil {
 		return err
 	}
 	f()
-	return t.raw()
+	return t.signals(false)
+}
+
+// signals says whether Ctrl-C and its like are signals, or keys.
+func (t *Terminal) signals(on bool) error {
+	settings, err := unix.IoctlGetTermios(t.fd, unix.TCGETS)
+	if err != nil {
+		return err
+	}
+	settings.Lflag &^= unix.ISIG
+	if on {
+		settings.Lflag |= unix.ISIG
+	}
+	return unix.IoctlSetTermios(t.fd, unix.TCSETS, settings)
 }
 
 // Line reads a line; the later lines of a message have another prompt. io.EOF is Ctrl-D.
