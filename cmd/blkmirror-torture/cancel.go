@@ -60,8 +60,21 @@ func runCancel(ctx context.Context, s *settings) (err error) {
 	if err := d.start(ctx); err != nil {
 		return err
 	}
-	for i := range max(2, s.jobs) {
-		k, err := newDisk(ctx, d, fmt.Sprintf("disk%d", i), cancelSize, s.firstSeed+uint64(i))
+	// Every second disk has its target on another daemon.
+	n, names := max(2, s.jobs), []string(nil)
+	for i := 1; i < n; i += 2 {
+		names = append(names, fmt.Sprintf("disk%d-copy", i))
+		if err := makeHole(filepath.Join(folder, names[len(names)-1]), cancelSize); err != nil {
+			return err
+		}
+	}
+	away := newServerOf(s, folder, names)
+	if err := away.start(ctx); err != nil {
+		return err
+	}
+	defer away.process.kill()
+	for i := range n {
+		k, err := newDisk(ctx, d, fmt.Sprintf("disk%d", i), cancelSize, s.firstSeed+uint64(i), i%2 == 1)
 		if err != nil {
 			return err
 		}
@@ -135,16 +148,21 @@ func runCancel(ctx context.Context, s *settings) (err error) {
 	return nil
 }
 
-// newDisk makes two images, their nodes, and an export of the first with a guest that has not begun.
-func newDisk(ctx context.Context, d *daemon, name string, size int64, seed uint64) (*disk, error) {
+// newDisk makes two images, their nodes, and an export of the first with a guest that has not begun. A second image that is
+// away is made, and served, by others.
+func newDisk(ctx context.Context, d *daemon, name string, size int64, seed uint64, away bool) (*disk, error) {
 	k := &disk{name: name, target: name + "-copy", model: newModel(size, seed), random: rand.New(rand.NewPCG(seed, 2))}
 	if err := makeRaw(d.path(name), size, "thin", k.model, k.random); err != nil {
 		return nil, err
 	}
-	if err := makeHole(d.path(k.target), size); err != nil {
-		return nil, err
+	target := remoteNode(k.target, k.target, "server")
+	if !away {
+		if err := makeHole(d.path(k.target), size); err != nil {
+			return nil, err
+		}
+		target = imageNode(k.target, "raw", d.path(k.target), nil)
 	}
-	for _, n := range []args{imageNode(name, "raw", d.path(name), nil), imageNode(k.target, "raw", d.path(k.target), nil)} {
+	for _, n := range []args{imageNode(name, "raw", d.path(name), nil), target} {
 		if err := d.do(ctx, "blockdev-add", n, nil); err != nil {
 			return nil, err
 		}

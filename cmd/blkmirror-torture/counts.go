@@ -48,7 +48,9 @@ func (c *counts) longest(what string, d time.Duration) {
 func (c *counts) print(out io.Writer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	fmt.Fprintln(out, "faults:")
+	if len(c.mu.faults) > 0 {
+		fmt.Fprintln(out, "faults:")
+	}
 	for _, f := range slices.Sorted(maps.Keys(c.mu.faults)) {
 		fmt.Fprintf(out, "  %8d  %s\n", c.mu.faults[f], f)
 	}

@@ -70,7 +70,7 @@ func (k *soak) prepare(ctx context.Context) error {
 		return err
 	}
 	for i := range soakDisks {
-		d, err := newDisk(ctx, k.daemon, fmt.Sprintf("disk%d", i), soakSize, k.firstSeed+uint64(i))
+		d, err := newDisk(ctx, k.daemon, fmt.Sprintf("disk%d", i), soakSize, k.firstSeed+uint64(i), false)
 		if err != nil {
 			return err
 		}
@@ -82,27 +82,22 @@ func (k *soak) prepare(ctx context.Context) error {
 
 // startServer starts the server of the targets that are away.
 func (k *soak) startServer(ctx context.Context) error {
-	argv := []string{k.settings.daemon, "--nbd-server", "addr.type=unix,addr.path=server"}
+	var names []string
 	for _, d := range k.disks {
 		if d.remote {
-			name := d.name + "-far"
-			if err := makeHole(k.daemon.path(name), soakSize); err != nil {
+			names = append(names, d.name+"-far")
+			if err := makeHole(k.daemon.path(d.name+"-far"), soakSize); err != nil {
 				return err
 			}
-			argv = append(argv, option("--blockdev", imageNode(name, "raw", name, nil))...)
-			argv = append(argv, option("--export", args{"type": "nbd", "id": name, "node-name": name, "name": name, "writable": true})...)
 		}
 	}
-	k.server = &server{argv: argv, folder: k.folder}
+	k.server = newServerOf(k.settings, k.folder, names)
 	if err := k.server.start(ctx); err != nil {
 		return err
 	}
-	for _, d := range k.disks {
-		if d.remote {
-			if err := k.daemon.do(ctx, "blockdev-add", args{"driver": "nbd", "node-name": d.name + "-far", "export": d.name + "-far",
-				"server": args{"type": "unix", "path": "server"}, "reconnect-delay": reconnectDelay}, nil); err != nil {
-				return err
-			}
+	for _, name := range names {
+		if err := k.daemon.do(ctx, "blockdev-add", remoteNode(name, name, "server"), nil); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -43,6 +43,21 @@ func newServer(s *settings, kind, folder, image, format string) *server {
 	return r
 }
 
+// newServerOf makes a server of ours that has many raw images, each with an export of its name.
+func newServerOf(s *settings, folder string, names []string) *server {
+	r := &server{folder: folder, argv: []string{s.daemon, "--nbd-server", "addr.type=unix,addr.path=server"}}
+	for _, name := range names {
+		r.argv = append(r.argv, option("--blockdev", imageNode(name, "raw", name, nil))...)
+		r.argv = append(r.argv, option("--export", args{"type": "nbd", "id": name, "node-name": name, "name": name, "writable": true})...)
+	}
+	return r
+}
+
+// remoteNode defines a node for an export of the server.
+func remoteNode(name, export, socket string) args {
+	return args{"driver": "nbd", "node-name": name, "server": args{"type": "unix", "path": socket}, "export": export, "reconnect-delay": reconnectDelay}
+}
+
 func (r *server) start(ctx context.Context) (err error) {
 	// A socket that a killed server left is in qemu-nbd's way.
 	_ = syscall.Unlink(filepath.Join(r.folder, "server"))
