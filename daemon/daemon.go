@@ -182,7 +182,7 @@ func newDaemon(log *logrus.Entry, l *limits, box *sandbox.Sandbox) *Daemon {
 	})
 	d.server = server.New(server.Config{
 		Version: version, Log: log, MaxClients: l.clients,
-		Limits: qmp.Limits{Bytes: int(l.message), Depth: l.depth},
+		Limits: qmp.Limits{Bytes: int(l.message), Depth: l.depth}, Busy: d.handlers.Busy,
 		Commands: func(ctx context.Context, name string, args *qmp.Object) (any, error) {
 			d.command.Lock()
 			defer d.command.Unlock()

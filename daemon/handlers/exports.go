@@ -65,6 +65,9 @@ func (h *Handlers) StartNBD(ctx context.Context, o *api.NbdServerOptions) error 
 	return nil
 }
 
+// Busy says whether clients of the NBD server have work done for them right now.
+func (h *Handlers) Busy() bool { return h.nbd.Busy() }
+
 // absoluteServer is o with the path of its socket as it leads there from everywhere.
 func absoluteServer(o *api.NbdServerOptions) *api.NbdServerOptions {
 	if o.Addr.Unix == nil || qmp.Or(o.Addr.Unix.Abstract, false) {

@@ -46,6 +46,11 @@ type Config struct {
 	// more is told so and sent away. 0 is DefaultMaxClients.
 	MaxClients int
 
+	// Busy tells whether guests' requests are under way; then sessions pause
+	// once they took more than a share of one processor. It is called often and
+	// must not wait. By default that is never so.
+	Busy func() bool
+
 	// Limits bound one message of a client; zero values are QEMU's bounds.
 	Limits qmp.Limits
 }
@@ -96,6 +101,9 @@ func New(config Config) *Server {
 		silent := logrus.New()
 		silent.SetOutput(io.Discard)
 		config.Log = logrus.NewEntry(silent)
+	}
+	if config.Busy == nil {
+		config.Busy = func() bool { return false }
 	}
 	if config.MaxOutput == 0 {
 		config.MaxOutput = DefaultMaxOutput
@@ -206,6 +214,12 @@ func (s *Server) begin(conn io.ReadWriteCloser, opts ListenerOptions) *session {
 	ss := newSession(s, conn, opts, s.mu.lastID)
 	s.mu.sessions[ss] = struct{}{}
 	return ss
+}
+
+func (s *Server) sessionCount() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.mu.sessions)
 }
 
 func (s *Server) end(ss *session) {

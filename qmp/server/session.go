@@ -5,6 +5,7 @@ package server
 import (
 	"errors"
 	"io"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -24,6 +25,8 @@ type session struct {
 	encoder    *qmp.Encoder
 	negotiated bool
 	oob        bool
+	input      *waits
+	pace       pace
 
 	output
 }
@@ -32,11 +35,12 @@ func newSession(s *Server, conn io.ReadWriteCloser, opts ListenerOptions, id int
 	ss := &session{
 		server:  s,
 		conn:    conn,
+		input:   &waits{ReadWriteCloser: conn},
 		pretty:  opts.Pretty,
 		log:     s.config.Log.WithField("conn", id),
-		reader:  qmp.NewLimitedReader(conn, s.config.Limits),
 		encoder: qmp.NewEncoder(nil, opts.Pretty),
 	}
+	ss.reader = qmp.NewLimitedReader(ss.input, s.config.Limits)
 	ss.output.init(conn, s.config.MaxOutput)
 	return ss
 }
@@ -58,8 +62,23 @@ func (ss *session) run() {
 	ss.hangUp()
 }
 
-// step serves one request. It returns false when there will be no more.
+// step serves one request, and pauses if the session has done much while guests' requests were under way. It returns false
+// when there will be no more.
 func (ss *session) step() bool {
+	began := time.Now()
+	ss.input.took = 0
+	if !ss.serve() || !ss.flushReplies() {
+		return false
+	}
+	now := time.Now()
+	if pause := ss.pace.spend(now, now.Sub(began)-ss.input.took, ss.server.sessionCount()); pause > 0 && ss.server.config.Busy() {
+		rest(pause)
+	}
+	return true
+}
+
+// serve reads a request and queues the reply. It returns false when there will be no more.
+func (ss *session) serve() bool {
 	value, err := ss.reader.Next()
 	if err != nil {
 		malformed, ok := errors.AsType[*qmp.Error](err)
@@ -67,22 +86,22 @@ func (ss *session) step() bool {
 			return false
 		}
 		ss.answer(&request{}, nil, malformed, nil)
-		return ss.flushReplies()
+		return true
 	}
 	req, refused := parseRequest(value, ss.oob)
 	if refused != nil {
 		ss.answer(&req, nil, refused, nil)
-		return ss.flushReplies()
+		return true
 	}
 	if req.command == negotiation || !ss.negotiated {
 		ss.negotiate(&req)
-		return ss.flushReplies()
+		return true
 	}
 	if req.oob {
 		ss.answer(&req, nil, refuseOOB(req.command), nil)
-		return ss.flushReplies()
+		return true
 	}
-	return ss.execute(&req) && ss.flushReplies()
+	return ss.execute(&req)
 }
 
 // greet writes what a server says first.
@@ -143,11 +162,13 @@ func refuseOOB(command string) *qmp.Error {
 // server has stopped.
 func (ss *session) execute(req *request) bool {
 	s := ss.server
+	began := time.Now()
 	select {
 	case s.turn <- struct{}{}:
 	case <-s.open.Done():
 		return false
 	}
+	ss.input.took += time.Since(began) // that was waiting, too
 	defer func() { <-s.turn }()
 	if s.open.Err() != nil {
 		return false

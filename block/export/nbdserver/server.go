@@ -143,6 +143,13 @@ func (s *Server) Start(listen func() (net.Listener, error), options Options) err
 	return nil
 }
 
+// Busy says whether clients' requests were carried out within the last moments.
+func (s *Server) Busy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mu.run != nil && s.mu.run.watch.busy()
+}
+
 // Addr is where the server listens, nil if it does not run.
 func (s *Server) Addr() net.Addr {
 	s.mu.Lock()

@@ -17,6 +17,8 @@ import (
 const (
 	patrolEvery = 4 * time.Millisecond
 	quietRounds = 4 // rounds without anything to see before the watchman goes to sleep
+	// busyFor is for how long clients count as busy after that: on a busy machine one may be kept from its next request.
+	busyFor = 200 * time.Millisecond
 )
 
 // watchman takes the turn away from goroutines of sessions that have lent it for too long. While nothing happens on any
@@ -28,6 +30,8 @@ type watchman struct {
 	clock  *os.File
 	asleep atomic.Bool
 	wake   chan struct{}
+	slept  atomic.Int64 // when it last went to sleep, in nanoseconds after began
+	began  time.Time
 
 	mu struct {
 		sync.Mutex
@@ -40,7 +44,8 @@ func newWatchman() (*watchman, error) {
 	if err != nil {
 		return nil, &block.Error{Kind: block.KindOf(err), Op: block.OpOpen, Err: fmt.Errorf("Failed to make a timer: %w", err)}
 	}
-	w := &watchman{clock: os.NewFile(uintptr(fd), "timer"), wake: make(chan struct{}, 1)}
+	w := &watchman{clock: os.NewFile(uintptr(fd), "timer"), wake: make(chan struct{}, 1), began: time.Now()}
+	w.slept.Store(int64(-busyFor))
 	w.asleep.Store(true)
 	w.mu.seen = map[*session]uint64{}
 	return w, nil
@@ -56,6 +61,11 @@ func (w *watchman) remove(s *session) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.mu.seen, s)
+}
+
+// busy says whether something happened on any session lately.
+func (w *watchman) busy() bool {
+	return !w.asleep.Load() || time.Since(w.began)-time.Duration(w.slept.Load()) < busyFor
 }
 
 // notice tells that a session lent its turn.
@@ -83,6 +93,7 @@ func (w *watchman) run(stop <-chan struct{}) {
 			}
 		}
 		w.setClock(0)
+		w.slept.Store(int64(time.Since(w.began)))
 		// Whoever lends looks at asleep afterwards, so a loan that is not seen here is followed by a wake.
 		w.asleep.Store(true)
 		if w.patrol() {
