@@ -90,6 +90,9 @@ func (d *Disk) commit(ctx context.Context, counts bool) error {
 	if err := d.settleHeader(ctx); err != nil {
 		return err
 	}
+	if err := d.rewriteLost(ctx); err != nil {
+		return err
+	}
 	w := d.takeDirty()
 	err := d.write123(ctx, counts)
 	if err == nil {
@@ -173,7 +176,11 @@ func (d *Disk) write123(ctx context.Context, counts bool) error {
 			return err
 		}
 	}
+	before := d.takeUnflushed()
 	err := d.flushAll(ctx)
+	if err != nil {
+		d.putUnflushed(before)
+	}
 	if len(entries) > 0 {
 		if err != nil {
 			d.refs.again(entries)

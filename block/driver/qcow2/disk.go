@@ -60,6 +60,7 @@ type Disk struct {
 		done       atomic.Bool
 		counted    bool // the refcounts are right
 	}
+	lost    atomic.Bool           // tables that were written before a flush failed are to be written again
 	corrupt atomic.Pointer[error] // why nothing is written any more
 }
 

@@ -24,6 +24,8 @@ type maps struct {
 	dirty   []*slice
 	dirtyL1 map[int]struct{}
 	freed   freed // clusters that the tables in the file still refer to
+
+	unflushed []int64 // places of new L2 tables that were written since the last flush that succeeded
 }
 
 // slice is a part of an L2 table.

@@ -27,14 +27,15 @@ type refcounts struct {
 	newBlocks []int // entries of the table that the file does not have yet
 	blocks    map[int]*refBlock
 	clock     uint64
-	cleaned   uint64 // what clock was when unused blocks were last taken out
-	dirty     int    // blocks
-	hint      int64  // every cluster before it is in use
-	top       int64  // no cluster from it on was ever in use, or it is not in use and counts as such no more than fresh says
-	topFound  bool   // top was looked for
-	fresh     int64  // what the file has behind this offset is zero where no cluster was ever in use
-	opened    int64  // length of the file at first
-	grown     bool   // the file is longer than needed
+	unflushed map[int]struct{} // blocks that were written since the last flush that succeeded
+	cleaned   uint64           // what clock was when unused blocks were last taken out
+	dirty     int              // blocks
+	hint      int64            // every cluster before it is in use
+	top       int64            // no cluster from it on was ever in use, or it is not in use and counts as such no more than fresh says
+	topFound  bool             // top was looked for
+	fresh     int64            // what the file has behind this offset is zero where no cluster was ever in use
+	opened    int64            // length of the file at first
+	grown     bool             // the file is longer than needed
 }
 
 // refBlock is a refcount block in memory.
@@ -48,7 +49,7 @@ type refBlock struct {
 func (r *refcounts) init(d *Disk, table []uint64) {
 	r.d, r.order, r.table = d, d.header.refcountOrder, table
 	r.perBlock = d.cluster * 8 >> r.order
-	r.blocks = map[int]*refBlock{}
+	r.blocks, r.unflushed = map[int]*refBlock{}, map[int]struct{}{}
 	r.top = d.up(d.file.Size()) >> d.clusterBits
 	r.fresh, r.opened = d.up(d.file.Size()), d.file.Size()
 }
@@ -147,6 +148,7 @@ func (r *refcounts) writeLocked(ctx context.Context, b *refBlock) error {
 	}
 	b.dirty = false
 	r.dirty--
+	r.unflushed[b.index] = struct{}{}
 	return nil
 }
 

@@ -388,6 +388,7 @@ func (d *Disk) ownTable(ctx context.Context, guest int64) error {
 	defer m.Unlock()
 	m.l1[index] = uint64(p.off) | flagCopied
 	m.dirtyL1[index] = struct{}{}
+	m.unflushed = append(m.unflushed, p.off)
 	if old != 0 {
 		m.dropLocked(old, d.cluster, d.options.sliceSize)
 		m.freed.add(old, d.cluster, freedOther)
