@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"github.com/blkmirror/blkmirror/job/mirror/intent"
 )
 
 // maxDrain is the longest that --drain-timeout may say.
@@ -29,6 +31,7 @@ type commandLine struct {
 	limits        limits
 	stateDir      string
 	restore       restoreMode
+	durability    intent.Durability
 	help, version bool
 	usage         string
 }
@@ -62,8 +65,9 @@ func parseCommandLine(args []string) (*commandLine, error) {
 	flags.StringVar(&line.pidFile, "pidfile", "", "write the process id to `PATH` once everything runs; removed at exit")
 	flags.BoolVar(&line.daemonize, "daemonize", false, "go to the background once everything runs")
 	seconds := flags.Float64("drain-timeout", 0, "let mirrors that are ready end well at a stop, for at most `SECONDS`; 0 cancels them")
-	flags.StringVar(&line.stateDir, "state-dir", "", "keep what is made over QMP in `DIR`, and bring it back at a restart; objects, nodes,\nthe NBD server and exports are then made before monitors")
+	flags.StringVar(&line.stateDir, "state-dir", "", "keep what is made over QMP in `DIR`, and bring it back at a restart; objects, nodes,\njobs, the NBD server and exports are then made before monitors")
 	restore := flags.String("restore", string(restoreStrict), "what of the state must come back: all of it with strict, what can with best-effort;\nignore sets the state aside")
+	durability := flags.String("mirror-durability", intent.Process.String(), "what mirrors with --state-dir go on after without a full copy: the end of the daemon with process,\nof the host, too, with host")
 	line.limits.addTo(flags)
 	flags.BoolVarP(&line.help, "help", "h", false, "show this text")
 	flags.BoolVarP(&line.version, "version", "V", false, "show the version")
@@ -81,10 +85,17 @@ func parseCommandLine(args []string) (*commandLine, error) {
 	switch line.restore = restoreMode(*restore); {
 	case line.restore != restoreStrict && line.restore != restoreBestEffort && line.restore != restoreIgnore:
 		return nil, fmt.Errorf("--restore %s: expects strict, best-effort or ignore", *restore)
+	case *durability != intent.Process.String() && *durability != intent.Host.String():
+		return nil, fmt.Errorf("--mirror-durability %s: expects process or host", *durability)
+	case flags.Changed("mirror-durability") && line.stateDir == "":
+		return nil, fmt.Errorf("--mirror-durability %s: needs --state-dir", *durability)
 	case flags.Changed("restore") && line.stateDir == "":
 		return nil, fmt.Errorf("--restore %s: needs --state-dir", *restore)
 	case flags.Changed("state-dir") && line.stateDir == "":
 		return nil, fmt.Errorf("--state-dir: expects the path of a directory")
+	}
+	if line.durability = intent.Process; *durability == intent.Host.String() {
+		line.durability = intent.Host
 	}
 	line.drain = time.Duration(*seconds * float64(time.Second))
 	if rest := flags.Args(); len(rest) > 0 {

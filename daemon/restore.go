@@ -41,7 +41,8 @@ func (d *Daemon) restore(ctx context.Context, line *commandLine) (rest []step, e
 	d.command.Lock()
 	defer d.command.Unlock()
 	trouble := func(err error) { d.log.WithField("err", err).Warn("state directory") }
-	failed, err := d.handlers.Restore(ctx, handlers.Record{Dir: d.state, Trouble: trouble}, given, old, line.restore == restoreStrict)
+	record := handlers.Record{Dir: d.state, Trouble: trouble, Durability: line.durability, Resumed: d.resumed}
+	failed, err := d.handlers.Restore(ctx, record, given, old, line.restore == restoreStrict)
 	switch {
 	case err != nil:
 		return nil, errors.Join(append([]error{err}, failed...)...)
@@ -53,6 +54,16 @@ func (d *Daemon) restore(ctx context.Context, line *commandLine) (rest []step, e
 		d.log.WithFields(logrus.Fields{"err": f}).Error("not restored")
 	}
 	return rest, nil
+}
+
+// resumed logs that a mirror goes on.
+func (d *Daemon) resumed(job string, left int64, reason string) {
+	log := d.log.WithFields(logrus.Fields{"job": job, "left": left})
+	if reason != "" {
+		log.WithField("reason", reason).Warn("mirror goes on, and copies more than was left")
+		return
+	}
+	log.Info("mirror goes on")
 }
 
 func (d *Daemon) loadState(mode restoreMode) (*state.State, error) {

@@ -121,6 +121,7 @@ func (h *Handlers) Close(ctx context.Context, drain time.Duration) error {
 	if drain > 0 {
 		errs = append(errs, h.finishReady(ctx, drain))
 	}
+	errs = append(errs, h.keepMirrors(ctx))
 	errs = append(errs, h.jobs.CancelAll(ctx))
 	if h.nbd.Running() {
 		errs = append(errs, h.nbd.Stop(ctx))
@@ -129,7 +130,11 @@ func (h *Handlers) Close(ctx context.Context, drain time.Duration) error {
 		errs = append(errs, h.recordEnd(ctx))
 	}
 	h.kept.on = false
-	return errors.Join(append(errs, h.closeNodes(ctx))...)
+	errs = append(errs, h.closeNodes(ctx))
+	if errors.Join(errs...) == nil {
+		errs = append(errs, h.restMirrors())
+	}
+	return errors.Join(errs...)
 }
 
 // closeNodes closes all nodes from the top down, each of them for itself: one whose image cannot be brought to rest stays, with

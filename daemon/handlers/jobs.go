@@ -30,11 +30,11 @@ func (h *Handlers) onBlock(id string, verb func(*job.Job) error) error {
 }
 
 func (h *Handlers) JobPause(ctx context.Context, a *api.JobPauseArguments) error {
-	return h.on(a.ID, func(j *job.Job) error { return j.Pause(after(ctx)) })
+	return h.on(a.ID, func(j *job.Job) error { return h.pause(ctx, j) })
 }
 
 func (h *Handlers) JobResume(ctx context.Context, a *api.JobResumeArguments) error {
-	return h.on(a.ID, func(j *job.Job) error { return j.Resume(after(ctx)) })
+	return h.on(a.ID, func(j *job.Job) error { return h.resume(ctx, j) })
 }
 
 func (h *Handlers) JobCancel(ctx context.Context, a *api.JobCancelArguments) error {
@@ -54,11 +54,11 @@ func (h *Handlers) JobDismiss(_ context.Context, a *api.JobDismissArguments) err
 }
 
 func (h *Handlers) BlockJobPause(ctx context.Context, a *api.BlockJobPauseArguments) error {
-	return h.onBlock(a.Device, func(j *job.Job) error { return j.Pause(after(ctx)) })
+	return h.onBlock(a.Device, func(j *job.Job) error { return h.pause(ctx, j) })
 }
 
 func (h *Handlers) BlockJobResume(ctx context.Context, a *api.BlockJobResumeArguments) error {
-	return h.onBlock(a.Device, func(j *job.Job) error { return j.Resume(after(ctx)) })
+	return h.onBlock(a.Device, func(j *job.Job) error { return h.resume(ctx, j) })
 }
 
 func (h *Handlers) BlockJobCancel(ctx context.Context, a *api.BlockJobCancelArguments) error {
@@ -77,12 +77,32 @@ func (h *Handlers) BlockJobDismiss(_ context.Context, a *api.BlockJobDismissArgu
 	return h.onBlock(a.ID, (*job.Job).Dismiss)
 }
 
-func (h *Handlers) BlockJobSetSpeed(_ context.Context, a *api.BlockJobSetSpeedArguments) error {
-	return h.onBlock(a.Device, func(j *job.Job) error { return j.SetSpeed(a.Speed) })
+func (h *Handlers) BlockJobSetSpeed(ctx context.Context, a *api.BlockJobSetSpeedArguments) error {
+	return h.onBlock(a.Device, func(j *job.Job) error {
+		was := j.Speed()
+		if err := j.SetSpeed(a.Speed); err != nil {
+			return err
+		}
+		return h.noteJob(ctx, j, func() { _ = j.SetSpeed(was) }) // fails if the job has ended meanwhile
+	})
+}
+
+func (h *Handlers) pause(ctx context.Context, j *job.Job) error {
+	if err := j.Pause(after(ctx)); err != nil {
+		return err
+	}
+	return h.noteJob(ctx, j, func() { _ = j.Resume(nil) })
+}
+
+func (h *Handlers) resume(ctx context.Context, j *job.Job) error {
+	if err := j.Resume(after(ctx)); err != nil {
+		return err
+	}
+	return h.noteJob(ctx, j, func() { _ = j.Pause(nil) })
 }
 
 // BlockJobChange changes the copy mode of a mirror.
-func (h *Handlers) BlockJobChange(_ context.Context, a *api.BlockJobChangeOptions) error {
+func (h *Handlers) BlockJobChange(ctx context.Context, a *api.BlockJobChangeOptions) error {
 	return h.onBlock(a.ID, func(j *job.Job) error {
 		if err := j.AllowChange(); err != nil {
 			return err
@@ -91,8 +111,9 @@ func (h *Handlers) BlockJobChange(_ context.Context, a *api.BlockJobChangeOption
 		if !ok || a.Mirror == nil {
 			return qmp.Errorf("Job '%s' of type '%s' cannot be changed as a job of type '%s'", a.ID, j.Info().Type, a.Type)
 		}
+		was := m.State()
 		m.ChangeMode(copyMode(a.Mirror.CopyMode))
-		return nil
+		return h.noteJob(ctx, j, func() { m.ChangeMode(was.Mode, was.Auto) })
 	})
 }
 

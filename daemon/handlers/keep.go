@@ -28,6 +28,7 @@ type kept struct {
 	given   map[string]given          // what the command line gave
 	known   knowledge                 // of the last command; belongs to who holds the graph
 	stands  map[string]string         // the names of the nodes that exports stand on, by id; belongs to who holds the graph
+	mirrors []*keptMirror             // the oldest first; belongs to who holds the graph
 }
 
 // given is what the command line gave under one name.
@@ -110,10 +111,10 @@ func (h *Handlers) record(tx *block.Tx, p *pivot, undone *error) error {
 
 // recordPivot is what a mirror calls before the users of from are given to, see mirror.Options.OnPivot.
 func (h *Handlers) recordPivot(p *pivot) func(context.Context, *block.Tx) error {
-	if !h.kept.on {
-		return nil
-	}
 	return func(_ context.Context, tx *block.Tx) error {
+		if !h.kept.on {
+			return nil
+		}
 		var undone error
 		tx.OnRollBack(func() {
 			if undone != nil {

@@ -5,6 +5,7 @@ package handlers
 import (
 	"context"
 	"slices"
+	"strings"
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/job"
@@ -15,7 +16,21 @@ import (
 
 // BlockdevMirror starts a mirror.
 func (h *Handlers) BlockdevMirror(ctx context.Context, a *api.BlockdevMirrorArguments) error {
-	o := mirror.Options{
+	o, err := h.mirrorOptions(a)
+	if err != nil {
+		return err
+	}
+	generated := strings.HasPrefix(a.Device, "#") || strings.HasPrefix(a.Target, "#") // such names do not come back
+	if h.kept.on && o.JobID != "" && !generated {
+		return h.startKept(ctx, a, o, nil)
+	}
+	_, err = mirror.Start(ctx, h.graph, h.jobs, o, after(ctx))
+	return err
+}
+
+// mirrorOptions finds what a mirror needs.
+func (h *Handlers) mirrorOptions(a *api.BlockdevMirrorArguments) (o mirror.Options, err error) {
+	o = mirror.Options{
 		JobID: qmp.Or(a.JobID, ""), Speed: qmp.Or(a.Speed, 0), Granularity: int64(qmp.Or(a.Granularity, 0)),
 		BufSize: qmp.Or(a.BufSize, 0), FilterName: qmp.Or(a.FilterNodeName, ""), OnModeChange: h.modeChanged,
 		OnSourceError: policy(a.OnSourceError), OnTargetError: policy(a.OnTargetError),
@@ -29,16 +44,15 @@ func (h *Handlers) BlockdevMirror(ctx context.Context, a *api.BlockdevMirrorArgu
 	case api.MirrorCopyOffloadOff:
 		o.Offload = mirror.OffloadOff
 	}
-	var err error
 	if o.Source, err = h.graph.Node(a.Device); err != nil {
-		return err
+		return o, err
 	}
 	if o.Target, err = h.graph.Node(a.Target); err != nil {
-		return err
+		return o, err
 	}
 	if a.Replaces != nil {
 		if o.Replaces, err = h.graph.Node(*a.Replaces); err != nil {
-			return qmp.Errorf("Failed to find node with node-name='%s'", *a.Replaces)
+			return o, qmp.Errorf("Failed to find node with node-name='%s'", *a.Replaces)
 		}
 	}
 	switch a.Sync {
@@ -53,18 +67,17 @@ func (h *Handlers) BlockdevMirror(ctx context.Context, a *api.BlockdevMirrorArgu
 		o.Sync = mirror.SyncNone
 	case api.MirrorSyncModeBitmap, api.MirrorSyncModeIncremental:
 		if a.Bitmap == nil {
-			return qmp.Errorf("Sync mode '%s' not supported without parameter 'bitmap'", a.Sync)
+			return o, qmp.Errorf("Sync mode '%s' not supported without parameter 'bitmap'", a.Sync)
 		}
 		o.Sync = mirror.SyncBitmap
 	}
 	if a.Bitmap != nil {
 		if o.Bitmap, err = o.Source.FindBitmap(*a.Bitmap); err != nil {
-			return err
+			return o, err
 		}
 	}
 	o.OnPivot = h.recordPivot(&pivot{from: o.Source, to: o.Target})
-	_, err = mirror.Start(ctx, h.graph, h.jobs, o, after(ctx))
-	return err
+	return o, nil
 }
 
 // awaitsBacking says whether n is the target of a mirror that will be given its backing node later.

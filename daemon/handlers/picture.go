@@ -16,7 +16,10 @@ import (
 )
 
 // pivot is what a mirror is about to do: whoever stands on its filter over from will stand on to.
-type pivot struct{ from, to *block.Node }
+type pivot struct {
+	from, to *block.Node
+	mirror   *keptMirror // nil for one that is not kept
+}
 
 // picture is what there is, in definitions that make it again.
 type picture struct {
@@ -92,6 +95,7 @@ func (h *Handlers) picture(v *pivot) *picture {
 		}
 		add(&p.Nodes, "node ", n.Name(), i)
 	}
+	p.addJobs(h.kept.mirrors)
 	return p
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/bitmap"
 	"github.com/blkmirror/blkmirror/daemon/state"
+	"github.com/blkmirror/blkmirror/job/mirror/intent"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
 )
@@ -41,6 +42,7 @@ type restoring struct {
 	strict bool
 	failed []error // what could not be brought back
 	aside  bool    // the state was set aside, so that nothing of that is lost
+	jobs   []*resumption
 }
 
 // Record is where changes are recorded.
@@ -48,10 +50,14 @@ type Record struct {
 	Dir *state.Dir
 	// Trouble is told of what went wrong and no command or job can tell.
 	Trouble func(error)
+	// Durability is that of intent files.
+	Durability intent.Durability
+	// Resumed is told of a mirror that goes on, with the bytes that are left and why that is more than there were; it may be nil.
+	Resumed func(job string, left int64, reason string)
 }
 
 // Restore makes what the command line gives and then what the state has: objects, nodes in the order in which they stand on each
-// other, bitmaps, the NBD server, exports. From then on changes are recorded. failed is what could not be brought back of the
+// other, bitmaps, mirrors, the NBD server, exports: guests find the filters of mirrors in their way. From then on changes are recorded. failed is what could not be brought back of the
 // state; if that is to be nothing, strict, no export is made when something is missing before. Otherwise the state as it was is set
 // aside. err is what is wrong otherwise. Nobody else may use h before it returns.
 func (h *Handlers) Restore(ctx context.Context, to Record, commandLine []Given, old *state.State, strict bool) (failed []error,
@@ -62,6 +68,7 @@ func (h *Handlers) Restore(ctx context.Context, to Record, commandLine []Given, 
 	if err := r.merge(commandLine); err != nil {
 		return r.failed, err
 	}
+	r.lookAtJobs()
 	if err := r.makeAll(ctx); err != nil {
 		return r.failed, err
 	}
@@ -88,12 +95,12 @@ func (r *restoring) begin(ctx context.Context) error {
 		if p.Server != nil {
 			r.compareWith(*p.Server)
 		}
+		h.kept.on = true
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	h.kept.on = true
 	return h.note(ctx, func() {})
 }
 
@@ -245,6 +252,10 @@ func (r *restoring) makeAll(ctx context.Context) error {
 	if r.strict && len(r.failed) > 0 {
 		return nil
 	}
+	r.resumeJobs(ctx)
+	if r.strict && len(r.failed) > 0 {
+		return nil
+	}
 	if server != nil {
 		if err := r.result(*server, r.h.StartNBD(ctx, server.Server)); err != nil {
 			return err
@@ -253,7 +264,7 @@ func (r *restoring) makeAll(ctx context.Context) error {
 	if r.strict && len(r.failed) > 0 {
 		return nil
 	}
-	if err := r.useContents(); err != nil {
+	if err := r.useContents(ctx); err != nil {
 		return err
 	}
 	for _, d := range exports {
@@ -362,8 +373,9 @@ func (r *restoring) setAside() error {
 	return err
 }
 
-// useContents sees to it that the contents of bitmaps are not read a second time: from here on they change.
-func (r *restoring) useContents() error {
+// useContents sees to it that the contents of bitmaps and the intent files of mirrors are not read a second time: from here on
+// guests change what they are about.
+func (r *restoring) useContents(ctx context.Context) (err error) {
 	if err := r.setAside(); err != nil {
 		return err
 	}
@@ -372,11 +384,15 @@ func (r *restoring) useContents() error {
 	for i := range used.Bitmaps {
 		used.Bitmaps[i].Contents = nil
 	}
+	var files []string
+	if used.Jobs, files, err = r.jobsNow(ctx); err != nil {
+		return err
+	}
 	if err := r.h.kept.Dir.Save(&used); err != nil {
 		return err
 	}
 	if r.aside {
 		return nil
 	}
-	return r.h.kept.Dir.DropContents()
+	return errors.Join(r.h.kept.Dir.DropContents(), r.h.kept.Dir.DropIntents(files))
 }

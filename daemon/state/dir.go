@@ -285,6 +285,9 @@ func (d *Dir) DropIntents(keep []string) error {
 	return err
 }
 
+// DropIntent removes one intent file.
+func (d *Dir) DropIntent(name string) error { return d.files.remove(name) }
+
 // Sync makes the names of new files in the directory durable.
 func (d *Dir) Sync() error {
 	if err := d.files.sync(); err != nil {

@@ -328,8 +328,13 @@ func TestProgressOfAGrantedWriteIsCountedOnce(t *testing.T) {
 		m := r.start(Options{Mode: WriteBlocking, AutoFinalize: true})
 		r.ready(m)
 		f := m.filter
-		first := f.begin(reqData, 0, 64*kib)
-		done := at(func() { _ = f.end(f.begin(reqData, 0, 64*kib), nil, nil) })
+		first, err := f.begin(bg, reqData, 0, 64*kib)
+		must(t, err)
+		done := at(func() {
+			second, err := f.begin(bg, reqData, 0, 64*kib)
+			must(t, err)
+			_ = f.end(second, nil, nil)
+		})
 		synctest.Wait()
 		m.mu.Lock() // the second stays where it is when it is granted
 		_, _ = m.planner.endGuest(first, false, false)

@@ -36,6 +36,8 @@ type result struct {
 func (m *Mirror) copy(ctx context.Context, o *op) result {
 	r := result{o: o, claimed: o.end - o.off}
 	f := m.filter
+	r.off, r.len = o.off, o.end-o.off
+	r.targetErr = m.keeper.copying(o)
 	for at := o.off; at < o.end && r.sourceErr == nil && r.targetErr == nil; {
 		r.off = at
 		ahead := min(m.planner.d.Size()-at, max(o.end-at, zeroPiece))
@@ -204,6 +206,7 @@ func (m *Mirror) writeData(o *op, p []byte, at int64) error {
 
 // settle tells the planner and the progress what came of a copy.
 func (m *Mirror) settle(r *result) {
+	m.keeper.copied(r.o)
 	m.mu.Lock()
 	done := r.o.end - r.o.off
 	m.planner.endCopy(r.o, r.sourceErr != nil, r.targetErr != nil)
@@ -271,6 +274,9 @@ func (m *Mirror) flushTarget(ctx context.Context) (ok bool) {
 	if errors.Is(err, errSilent) {
 		m.planner.giveUpFlush()
 	} else {
+		if err != nil {
+			m.keeper.lostLocked()
+		}
 		m.planner.endFlush(err == nil)
 	}
 	if err != nil && !errors.Is(err, errSilent) {

@@ -46,14 +46,17 @@ func (f *filter) CanZeroUnmap() bool { return f.source.Node().CanZeroUnmap() }
 func (f *filter) Close() error { return nil }
 
 // begin announces a guest's write and waits for its turn.
-func (f *filter) begin(r request, off, n int64) *op {
-	o := opPool.Get().(*op)
+func (f *filter) begin(ctx context.Context, r request, off, n int64) (*op, error) {
 	m := f.m
+	if err := m.keeper.begin(ctx, off, n); err != nil {
+		return nil, err
+	}
+	o := opPool.Get().(*op)
 	m.mu.Lock()
 	if m.planner.beginGuest(o, r, off, n) {
 		m.grantedLocked(o)
 		m.mu.Unlock()
-		return o
+		return o, nil
 	}
 	o.granted = make(chan struct{})
 	epoch := o.epoch
@@ -64,7 +67,7 @@ func (f *filter) begin(r request, off, n int64) *op {
 	unguard(guard)
 	o.delay = time.Since(asked)
 	o.granted = nil
-	return o
+	return o, nil
 }
 
 // grantedLocked counts what a guest's write has to do on the target.
@@ -123,6 +126,7 @@ func (f *filter) end(o *op, sourceErr, targetErr error) error {
 		m.job.Poke()
 	}
 	wake(woken)
+	m.keeper.done(o.off, o.end-o.off)
 	opPool.Put(o)
 	return sourceErr
 }
@@ -142,7 +146,10 @@ func (f *filter) WriteAt(ctx context.Context, p []byte, off int64, flags block.F
 			zeroFlags = block.MayUnmap
 		}
 	}
-	o := f.begin(r, off, int64(len(p)))
+	o, err := f.begin(ctx, r, off, int64(len(p)))
+	if err != nil {
+		return err
+	}
 	sourceErr := f.source.WriteAt(ctx, p, off, flags)
 	targetErr := f.onTarget(o, sourceErr, func(ctx context.Context) error {
 		if r == reqZero {
@@ -154,7 +161,10 @@ func (f *filter) WriteAt(ctx context.Context, p []byte, off int64, flags block.F
 }
 
 func (f *filter) WriteZeroes(ctx context.Context, off, n int64, flags block.Flags) error {
-	o := f.begin(reqZero, off, n)
+	o, err := f.begin(ctx, reqZero, off, n)
+	if err != nil {
+		return err
+	}
 	sourceErr := f.source.WriteZeroes(ctx, off, n, flags)
 	targetErr := f.onTarget(o, sourceErr, func(ctx context.Context) error { return f.zeroTarget(ctx, o, flags&^block.NoFallback) })
 	return f.end(o, sourceErr, targetErr)
@@ -195,7 +205,10 @@ func (f *filter) Discard(ctx context.Context, off, n int64) error {
 	if !f.source.Node().Discards() {
 		return nil
 	}
-	o := f.begin(reqTrim, off, n)
+	o, err := f.begin(ctx, reqTrim, off, n)
+	if err != nil {
+		return err
+	}
 	sourceErr := f.source.Discard(ctx, off, n)
 	var statusErr error
 	targetErr := f.onTarget(o, sourceErr, func(target context.Context) (err error) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/job/mirror/intent"
 )
 
 // errAgain ends a try to complete that has to be made again: a failure is noted, or a pause is wanted, and the loop deals with it.
@@ -55,6 +56,9 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 			return true, err
 		}
 		l.refresh()
+		if err := m.keeper.phase(intent.Ready); err != nil {
+			m.keeper.tell(err) // that it was ready once is all that is lost
+		}
 		m.job.Ready()
 		return true, nil
 	case complete:
@@ -80,6 +84,7 @@ func (l *loop) flush(ctx context.Context) (ok bool, err error) {
 // target, or the source back after a soft cancel.
 func (l *loop) complete(ctx context.Context) error {
 	m := l.m
+	defer m.keeper.hold()()
 	return l.drained(ctx, func(tx *block.Tx) error {
 		for equal := false; !equal; {
 			err := l.copyRest(ctx)
@@ -105,6 +110,14 @@ func (l *loop) complete(ctx context.Context) error {
 			if err := m.opts.OnPivot(ctx, tx); err != nil {
 				return err
 			}
+		}
+		// If it fails later, the job ends all the same and does not come back.
+		over := intent.Ended
+		if successor == m.opts.Target {
+			over = intent.Pivoted
+		}
+		if err := m.keeper.phase(over); err != nil {
+			return err
 		}
 		if successor == m.opts.Target && m.opts.Commit != CommitLower {
 			if err := tx.MoveBitmaps(m.opts.Source, m.opts.Target); err != nil {
@@ -210,6 +223,9 @@ func (m *Mirror) suspectTarget() {
 	m.opts.Target.Suspects(func(off, n int64) { ranges = append(ranges, span{off, off + n}) })
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if len(ranges) > 0 {
+		m.keeper.lostLocked()
+	}
 	for _, r := range ranges {
 		m.planner.suspect(r.off, r.end-r.off)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/job"
+	"github.com/blkmirror/blkmirror/job/mirror/intent"
 )
 
 // Sync says what of the source is copied besides the guests' writes.
@@ -58,7 +59,17 @@ type Options struct {
 	OnPivot func(ctx context.Context, tx *block.Tx) error
 	// OnEnd is called when the job has given up all nodes; pivoted says whether the users of the source were given the target. It
 	// may be nil.
-	OnEnd        func(pivoted bool) error
+	OnEnd func(pivoted bool) error
+	// Intent is where the mirror keeps what it has to know after a crash; nil if it is not to survive one. It is the mirror's to use
+	// until OnEnd, and the caller's to close.
+	Intent *intent.Log
+	// Resume has the mirror go on where another one was; nil for one that begins.
+	Resume *Resume
+	// OnInsert is called when everything about the mirror but its start is done, and can still refuse it. It may be nil.
+	OnInsert func(ctx context.Context, m *Mirror, tx *block.Tx) error
+	// OnTrouble is told when the intent file cannot be written, once until it can be again. Guests' writes may wait for that. It
+	// may be nil.
+	OnTrouble    func(error)
 	AutoFinalize bool
 	AutoDismiss  bool
 }
@@ -91,6 +102,7 @@ type Mirror struct {
 	targetCtx context.Context    // of all requests to the target: they do not wait for a lost one, and end with a forced cancel
 	giveUp    context.CancelFunc
 	watch     *watch        // nil for a target that cannot go silent
+	keeper    *keeper       // nil without an intent file
 	flushing  chan struct{} // holds one token: the right to flush the target
 	results   chan result   // of copies that ended
 	forget    func()        // ends the news of the target's reconnections
@@ -158,7 +170,8 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 	m.kernel.off = opts.Offload == OffloadOff || m.detect != block.DetectZeroesOff || opts.Commit != CommitNot
 	m.workers = int(min(max(opts.BufSize/m.piece, 1), maxWorkers))
 	m.results = make(chan result, m.workers)
-	if opts.TargetIsZero && opts.Sync == SyncFull {
+	m.keeper = newKeeper(m)
+	if opts.TargetIsZero && opts.Sync == SyncFull && opts.Resume == nil {
 		if err := checkReadsZero(ctx, opts.Target); err != nil {
 			return nil, err
 		}
@@ -177,12 +190,18 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 	m.forget = opts.Target.OnReconnect(func(unflushed bool) {
 		if unflushed {
 			m.mu.Lock()
+			m.keeper.lostLocked()
 			m.planner.lost()
 			m.mu.Unlock()
 		}
 		m.job.Poke()
 	})
 	m.suspectTarget()
+	if r := opts.Resume; r != nil && r.Paused {
+		if err := m.job.Pause(nil); err != nil {
+			return nil, err
+		}
+	}
 	m.job.Start(after)
 	return m, nil
 }
@@ -304,13 +323,23 @@ func (m *Mirror) insert(ctx context.Context, tx *block.Tx) error {
 			return err
 		}
 		tx.OnRollBack(func() { _ = b.SetBusy(false) })
-		m.planner.take(b.Snapshot()) // no write is under way
+		if m.opts.Resume == nil {
+			m.planner.take(b.Snapshot()) // no write is under way
+		}
 	}
 	for _, n := range append(used, node) {
 		b := tx.Block(n, blockReason+m.opts.kind())
 		m.blockers = append(m.blockers, func(tx *block.Tx) { tx.Unblock(n, b) })
 	}
+	if m.opts.OnInsert != nil {
+		return m.opts.OnInsert(ctx, m, tx)
+	}
 	return nil
+}
+
+// Nodes are what the job's filter stands on.
+func (m *Mirror) Nodes() (source, target *block.Node) {
+	return m.filter.source.Node(), m.filter.target.Node()
 }
 
 // used are the nodes that nobody may disturb: the source, the target and what lies between them.

@@ -16,6 +16,9 @@ const scanSlice = 64 << 30
 // prepare finds out what has to be copied.
 func (l *loop) prepare(ctx context.Context) error {
 	m := l.m
+	if m.opts.Resume != nil {
+		return l.resume(ctx)
+	}
 	if written(m.opts.Target) {
 		m.mu.Lock()
 		m.planner.touch(0, m.planner.d.Size())
@@ -178,6 +181,13 @@ type scanned struct {
 
 // classify decides about the extent of the source at an offset, as far as it is alike.
 func (m *Mirror) classify(ctx context.Context, at, n int64) (s scanned, err error) {
+	if m.opts.Resume != nil {
+		length, dirty := m.resumeRun(at, n)
+		if !dirty {
+			return scanned{len: length}, nil
+		}
+		n = length
+	}
 	if m.opts.Commit != CommitNot {
 		s.len, s.dirty, err = m.opts.Source.AllocatedAbove(ctx, m.opts.Target, at, n)
 		s.counts = s.dirty || m.opts.Commit == CommitLower

@@ -36,6 +36,9 @@ func (m *Mirror) Run(ctx context.Context, _ *job.Job) error {
 	defer stop()
 	l := &loop{m: m, retry: retryFirst}
 	err := l.prepare(ctx)
+	if err == nil {
+		defer m.keeper.start()()
+	}
 	for err == nil && !m.gone {
 		if err = l.turn(ctx); errors.Is(err, errPause) {
 			err = nil // the next turn begins with it
@@ -47,6 +50,7 @@ func (m *Mirror) Run(ctx context.Context, _ *job.Job) error {
 
 // Clean takes the filter out of the graph if completion did not.
 func (m *Mirror) Clean(error) error {
+	m.keeper.end()
 	m.mu.Lock()
 	m.planner.stopped = true
 	m.mu.Unlock()

@@ -5695,6 +5695,42 @@ func (v *BlockJobErrorEvent) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *MirrorResumedEvent) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *MirrorResumedEvent) encodeMembers(e *qmp.Encoder) {
+	e.Key("device")
+	e.String(v.Device)
+	e.Key("bytes-left")
+	e.Int(v.BytesLeft)
+	e.Key("all")
+	e.Bool(v.All)
+	if v.Reason != nil {
+		e.Key("reason")
+		e.String(*v.Reason)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *MirrorResumedEvent) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *MirrorResumedEvent) decodeMembers(m *qmp.Members) {
+	v.Device = m.Required("device").Text()
+	v.BytesLeft = m.Required("bytes-left").Int(64)
+	v.All = m.Required("all").Bool()
+	if p := m.Optional("reason"); p.Present() {
+		v.Reason = new(p.Text())
+	}
+}
+
+// EncodeQMP writes v.
 func (v *BlockJobCopyModeChangedEvent) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)

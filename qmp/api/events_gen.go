@@ -27,6 +27,9 @@ func (*BlockJobCancelledEvent) EventName() string { return "BLOCK_JOB_CANCELLED"
 // EventName returns BLOCK_JOB_ERROR.
 func (*BlockJobErrorEvent) EventName() string { return "BLOCK_JOB_ERROR" }
 
+// EventName returns MIRROR_RESUMED.
+func (*MirrorResumedEvent) EventName() string { return "MIRROR_RESUMED" }
+
 // EventName returns BLOCK_JOB_COPY_MODE_CHANGED.
 func (*BlockJobCopyModeChangedEvent) EventName() string { return "BLOCK_JOB_COPY_MODE_CHANGED" }
 
@@ -56,6 +59,8 @@ func newEvent(name string) event {
 		return new(BlockJobCancelledEvent)
 	case "BLOCK_JOB_ERROR":
 		return new(BlockJobErrorEvent)
+	case "MIRROR_RESUMED":
+		return new(MirrorResumedEvent)
 	case "BLOCK_JOB_COPY_MODE_CHANGED":
 		return new(BlockJobCopyModeChangedEvent)
 	case "BLOCK_IMAGE_CORRUPTED":

@@ -2388,6 +2388,24 @@ func (v BlockJobErrorEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockJobErrorEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// MirrorResumedEvent: A mirror goes on after a restart of the daemon (an addition).
+type MirrorResumedEvent struct {
+	// id of the job
+	Device string
+	// bytes that may have to be copied still
+	BytesLeft int64
+	// everything counts as dirty, since it is not known what is
+	All bool
+	// why more is left than there was, for people
+	Reason *string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v MirrorResumedEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *MirrorResumedEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // BlockJobCopyModeChangedEvent: A mirror changed its copy mode (an addition).
 type BlockJobCopyModeChangedEvent struct {
 	// id of the job

@@ -2,19 +2,26 @@
 
 package intent
 
-// hot is the list of regions that were written or copied, and may be clean by now, least recently first. It is made of indices, so
-// that it takes no allocation.
+// hot are the regions that may be clean by now although they are marked. Those that guests wrote stay for a while, since guests
+// write there again; those that were copied only wait until some can be taken back together.
 type hot struct {
-	entries     []entry
-	first, last int32 // none if the list is empty
-	length      int
-	limit       int
+	entries []entry
+	written list
+	copied  list
+	limit   int
 	// Writes that ended up to a tick are durable on both disks if a flush of each that began at it succeeded.
 	tick, flushed uint32
 }
 
+// list has the least recently touched region first. It is made of indices, so that it takes no allocation.
+type list struct {
+	first, last int32 // none if it is empty
+	length      int
+}
+
 type entry struct {
-	next, previous int32 // unlisted in both if it is not in the list
+	next, previous int32 // unlisted in both if it is in no list
+	copied         bool  // it is in that list
 	pins           uint32
 	ended          uint32 // the tick at which the last write ended
 }
@@ -22,50 +29,64 @@ type entry struct {
 const (
 	none     = -1
 	unlisted = -2
+
+	// copiedLimit is how many regions that were copied wait to be taken back.
+	copiedLimit = 16
 )
 
 func (h *hot) init(regions int64, limit int) {
-	*h = hot{entries: make([]entry, regions), first: none, last: none, limit: limit, tick: 1}
+	*h = hot{entries: make([]entry, regions), written: list{none, none, 0}, copied: list{none, none, 0}, limit: limit, tick: 1}
 	for i := range h.entries {
 		h.entries[i].next, h.entries[i].previous = unlisted, unlisted
 	}
 }
 
-// touch makes a region the one that was written last.
-func (h *hot) touch(r int64) {
-	i := int32(r)
-	if h.last == i {
+func (h *hot) list(copied bool) *list {
+	if copied {
+		return &h.copied
+	}
+	return &h.written
+}
+
+// touch makes a region the last one of a list.
+func (h *hot) touch(r int64, copied bool) {
+	i, l := int32(r), h.list(copied)
+	if l.last == i {
 		return
 	}
 	h.remove(r)
 	e := &h.entries[i]
-	e.previous, e.next = h.last, none
-	if h.last == none {
-		h.first = i
+	e.previous, e.next, e.copied = l.last, none, copied
+	if l.last == none {
+		l.first = i
 	} else {
-		h.entries[h.last].next = i
+		h.entries[l.last].next = i
 	}
-	h.last = i
-	h.length++
+	l.last = i
+	l.length++
 }
+
+// full says whether Retire is due.
+func (h *hot) full() bool { return h.written.length > h.limit || h.copied.length >= copiedLimit }
 
 func (h *hot) remove(r int64) {
 	e := &h.entries[r]
 	if e.next == unlisted {
 		return
 	}
+	l := h.list(e.copied)
 	if e.previous == none {
-		h.first = e.next
+		l.first = e.next
 	} else {
 		h.entries[e.previous].next = e.next
 	}
 	if e.next == none {
-		h.last = e.previous
+		l.last = e.previous
 	} else {
 		h.entries[e.next].previous = e.previous
 	}
 	e.next, e.previous = unlisted, unlisted
-	h.length--
+	l.length--
 }
 
 // Begin begins a write of a range if it is marked. Until Done it stays so.
@@ -78,13 +99,13 @@ func (l *Log) Begin(off, n int64) (marked bool) {
 	}
 	for r := first; r < end; r++ {
 		l.mu.hot.entries[r].pins++
-		l.mu.hot.touch(r)
+		l.mu.hot.touch(r, false)
 	}
 	return true
 }
 
-// Done ends a write that was begun: what it left dirty must be known by now.
-func (l *Log) Done(off, n int64) {
+// Done ends a write that was begun: what it left dirty must be known by now. It says whether Retire is due.
+func (l *Log) Done(off, n int64) (full bool) {
 	first, end := l.touched(off, n)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -92,20 +113,23 @@ func (l *Log) Done(off, n int64) {
 	for r := first; r < end; r++ {
 		h.entries[r].pins--
 		h.entries[r].ended = h.tick
-		h.touch(r)
+		h.touch(r, false)
 	}
+	return h.full()
 }
 
-// Copied notes that a range was copied, and may be clean, before anybody can find it so.
-func (l *Log) Copied(off, n int64) {
+// Copied notes that a range was copied, and may be clean, before anybody can find it so. It says whether Retire is due.
+func (l *Log) Copied(off, n int64) (full bool) {
 	first, end := l.touched(off, n)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h := &l.mu.hot
 	for r := first; r < end; r++ {
-		h.entries[r].ended = h.tick
-		h.touch(r)
+		e := &h.entries[r]
+		e.ended = h.tick
+		h.touch(r, e.next == unlisted || e.copied) // where guests write they will again
 	}
+	return h.full()
 }
 
 // Unflushed says whether regions are kept until both disks were flushed.
@@ -126,26 +150,37 @@ func (l *Log) Flushed(tick uint32) {
 	l.mu.hot.flushed = max(l.mu.hot.flushed, tick)
 }
 
-// Hot is how many regions may be marked without need, and how many should be at most.
-func (l *Log) Hot() (length, limit int) {
+// Full says whether Retire is due.
+func (l *Log) Full() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.mu.hot.length, l.mu.hot.limit
+	return l.mu.hot.full()
 }
 
 // busyFor is how many regions Retire looks at before it lets others go on.
 const busyFor = 32
 
-// Retire takes back the marks of regions that need none, the least recently written first, until three quarters of what may be
-// hot are left. clean says whether nothing in a range is dirty or claimed; it is called under a lock of the log. What is dirty
-// leaves the list until it is copied or written. An error leaves marks in the file that nobody needs.
-func (l *Log) Retire(clean func(off, n int64) bool) error {
+// Retire takes back the marks of regions that need none: those that were copied, and of those that were written the least recently
+// written first until three quarters of what may be hot are left; with all, until none is. clean says whether nothing in a range is
+// dirty or claimed; it is called under a lock of the log. What is dirty leaves the lists until it is copied or written. An error
+// leaves marks in the file that nobody needs.
+func (l *Log) Retire(clean func(off, n int64) bool, all bool) error {
 	l.mu.Lock()
-	steps := l.mu.hot.length
-	for looked := 1; looked <= steps && l.retireLocked(clean); looked++ {
-		if looked%busyFor == 0 {
-			l.mu.Unlock()
-			l.mu.Lock()
+	h := &l.mu.hot
+	keep := h.limit * 3 / 4
+	if all {
+		keep = 0
+	}
+	for _, of := range []struct {
+		list *list
+		keep int
+	}{{&h.copied, 0}, {&h.written, keep}} {
+		steps := of.list.length
+		for looked := 1; looked <= steps && l.retireLocked(of.list, of.keep, clean); looked++ {
+			if looked%busyFor == 0 {
+				l.mu.Unlock()
+				l.mu.Lock()
+			}
 		}
 	}
 	stale := l.mu.anyStale && l.mu.phase != Scanning
@@ -158,16 +193,16 @@ func (l *Log) Retire(clean func(off, n int64) bool) error {
 	return l.writeStale()
 }
 
-// retireLocked looks at the first region of the list; false if that is enough.
-func (l *Log) retireLocked(clean func(off, n int64) bool) (more bool) {
+// retireLocked looks at the first region of a list; false if that is enough.
+func (l *Log) retireLocked(from *list, keep int, clean func(off, n int64) bool) (more bool) {
 	h := &l.mu.hot
-	if l.mu.phase == Scanning || h.length <= h.limit*3/4 {
+	if l.mu.phase != Copying && l.mu.phase != Ready || from.length <= keep {
 		return false
 	}
-	r := int64(h.first)
+	r := int64(from.first)
 	switch e := &h.entries[r]; {
 	case e.pins > 0:
-		h.touch(r)
+		h.touch(r, e.copied)
 	case l.config.Unflushed && e.ended > h.flushed:
 		return false // and so are all that come after it
 	default:
@@ -208,7 +243,7 @@ func (l *Log) Known(clean func(off, n int64) bool) error {
 		switch {
 		case e.pins > 0 || !clean(l.bytes(r)):
 		case l.config.Unflushed && (h.flushed == 0 || e.ended > h.flushed):
-			h.touch(r)
+			h.touch(r, true)
 		default:
 			h.remove(r)
 			l.forgetLocked(r)
@@ -223,10 +258,14 @@ func (l *Log) Known(clean func(off, n int64) bool) error {
 	return nil
 }
 
-// Marked says whether the file has a range, for checks.
-func (l *Log) Marked(off, n int64) bool {
-	first, end := l.touched(off, n)
+// Missing finds a region that is not in the file although need says that it has to be; need is called under a lock of the log.
+func (l *Log) Missing(need func(off, n int64) bool) (off, n int64, found bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.recordedLocked(first, end)
+	for r := range l.regions() {
+		if off, n := l.bytes(r); !l.recordedLocked(r, r+1) && need(off, n) {
+			return off, n, true
+		}
+	}
+	return 0, 0, false
 }

@@ -300,9 +300,9 @@ func benchmarkCold(b *testing.B, d Durability) {
 			}
 		}
 		l.Done(off, 4096)
-		if n, limit := l.Hot(); n > limit {
+		if l.Full() {
 			l.Flushed(l.BeginFlush())
-			if err := l.Retire(func(int64, int64) bool { return true }); err != nil {
+			if err := l.Retire(func(int64, int64) bool { return true }, false); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -28,6 +28,7 @@ type File interface {
 type Config struct {
 	Size           int64 // of the disks, bytes
 	Granularity    int64 // of the mirror, bytes, a power of two: no region is smaller
+	Region         int64 // the least size of a region, bytes, a power of two; 0 for a choice
 	Durability     Durability
 	Boot           [16]byte
 	Source, Target Identity
@@ -71,13 +72,16 @@ type snapshot struct {
 	words  [recordWords]uint64
 }
 
-// RegionSize is the size of regions, in bytes, that a log for a disk has.
-func RegionSize(size, granularity int64) int64 {
-	region := max(granularity, minRegion)
-	for regionsOf(size, uint8(bits.TrailingZeros64(uint64(region)))) > maxRegions {
-		region *= 2
+// shiftFor is the binary logarithm of the size of regions.
+func shiftFor(c Config) uint8 {
+	if c.Region == 0 {
+		c.Region = minRegion
 	}
-	return region
+	shift := uint8(bits.TrailingZeros64(uint64(max(c.Granularity, c.Region))))
+	for regionsOf(c.Size, shift) > maxRegions {
+		shift++
+	}
+	return shift
 }
 
 // CreateFile makes a file at a path, where none is, and makes it durable; its directory entry is up to the caller.
@@ -99,7 +103,7 @@ func Create(name string, f File, c Config, phase Phase, dirty *bitmap.Bitmap) (*
 	if c.Durability == Host {
 		c.Unflushed = true
 	}
-	l := &Log{name: name, config: c, shift: uint8(bits.TrailingZeros64(uint64(RegionSize(c.Size, c.Granularity))))}
+	l := &Log{name: name, config: c, shift: shiftFor(c)}
 	n := l.regions()
 	l.io.file = f
 	l.io.header = header{durability: c.Durability, phase: phase, shift: l.shift, size: c.Size, boot: c.Boot, source: c.Source,
@@ -305,8 +309,11 @@ func (l *Log) writeHeader(phase Phase, sync bool) error {
 	}
 	l.io.header = h
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.mu.phase = phase
-	l.mu.Unlock()
+	if phase >= Pivoted {
+		l.markAllLocked() // nobody has to wait any more
+	}
 	return nil
 }
 
@@ -390,13 +397,22 @@ func (l *Log) Keep() {
 
 // End records that the mirror ended and does not come back; it comes before the first write that is not marked.
 func (l *Log) End() error {
-	l.mu.Lock()
-	kept := l.mu.kept
-	l.mu.Unlock()
-	if kept {
+	if l.Kept() {
 		return nil
 	}
-	return l.SetPhase(Ended)
+	l.io.Lock()
+	defer l.io.Unlock()
+	if l.io.header.phase >= Pivoted {
+		return nil
+	}
+	return l.writeHeader(Ended, true)
+}
+
+// Kept says whether Keep was called.
+func (l *Log) Kept() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.kept
 }
 
 // Invalidate makes the file say that everything may differ.

@@ -129,7 +129,7 @@ func (m *model) step() error {
 	case 8:
 		return m.flush()
 	case 9:
-		_ = m.log.Retire(m.clean)
+		_ = m.log.Retire(m.clean, m.random.IntN(5) == 0)
 	case 10:
 		if !m.scanned && m.random.IntN(4) == 0 {
 			m.scanned = true
@@ -191,8 +191,10 @@ func TestCrashAnywhere(t *testing.T) {
 		m.disk.looked = func() {
 			if random.IntN(10) == 0 { // somebody takes regions back meanwhile, and waits to write that
 				m.log.mu.Lock()
-				for range m.log.mu.hot.length {
-					m.log.retireLocked(m.clean)
+				for _, of := range []*list{&m.log.mu.hot.copied, &m.log.mu.hot.written} {
+					for range of.length {
+						m.log.retireLocked(of, 0, m.clean)
+					}
 				}
 				m.log.mu.Unlock()
 			}
@@ -240,11 +242,11 @@ func TestBound(t *testing.T) {
 			l.Done(off, 1)
 			if r%30 == 0 {
 				l.Flushed(l.BeginFlush())
-				if err := l.Retire(func(off, _ int64) bool { return !dirty[off/minRegion] }); err != nil {
+				if err := l.Retire(func(off, _ int64) bool { return !dirty[off/minRegion] }, false); err != nil {
 					t.Fatal(err)
 				}
-				if n, limit := l.Hot(); n > limit {
-					t.Fatalf("%d regions are hot", n)
+				if l.Full() {
+					t.Fatal("too many regions are hot")
 				}
 			}
 		}
@@ -297,7 +299,7 @@ func TestAtOnce(t *testing.T) {
 				writing[r]++
 				mu.Unlock()
 				if random.IntN(8) == 0 {
-					if err := l.Retire(func(int64, int64) bool { return true }); err != nil {
+					if err := l.Retire(func(int64, int64) bool { return true }, false); err != nil {
 						t.Error(err)
 					}
 				}
