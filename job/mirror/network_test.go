@@ -327,6 +327,13 @@ func (x *exchange) sleep(d time.Duration) {
 func (n *network) serve(x *exchange, p []byte, serve func(x *exchange, p []byte) error) {
 	defer close(x.ended)
 	n.hush(x)
+	n.mu.Lock()
+	wait := time.Duration(0)
+	if x.deserted { // servers take what they have in any order
+		wait = time.Duration(n.mu.random.Int64N(int64(3 * time.Second)))
+	}
+	n.mu.Unlock()
+	x.sleep(wait)
 	err := errDropped
 	if x.alive() {
 		if x.call.Op == block.OpRead && n.final() {

@@ -62,6 +62,10 @@ func TestReconnectedTargetIsNotTrusted(t *testing.T) {
 func (r *rig) behindNetwork(delay time.Duration) *network {
 	r.target.net = newNetwork(r.target, 1, delay, &tally{})
 	r.target.net.final = func() bool { return r.guest.Gate().Closed() }
+	r.t.Cleanup(func() { // the server does what it still has
+		r.target.net.mend(true)
+		time.Sleep(10 * time.Second)
+	})
 	return r.target.net
 }
 

@@ -50,15 +50,15 @@ func TestSchedules(t *testing.T) {
 
 // tally counts, so that one can see that the schedules reach what they are to test.
 type tally struct {
-	jobs, completed, soft, cancelled, failed, ready, audits, synced, requests, faults, quiet, durable, offloaded atomic.Int64
+	jobs, completed, soft, cancelled, failed, ready, audits, synced, requests, faults, quiet, durable, offloaded, silences atomic.Int64
 	networked
 }
 
 func (c *tally) String() string {
 	return fmt.Sprintf("%d jobs (%d ready, %d completed, %d left softly, %d cancelled, %d failed), %d requests, %d failed requests of jobs, "+
-		"%d audits (%d in sync), %d quiet, %d durable, %d bytes offloaded, %v", c.jobs.Load(), c.ready.Load(), c.completed.Load(), c.soft.Load(), c.cancelled.Load(),
+		"%d audits (%d in sync), %d quiet, %d durable, %d bytes offloaded, silent %d times, %v", c.jobs.Load(), c.ready.Load(), c.completed.Load(), c.soft.Load(), c.cancelled.Load(),
 		c.failed.Load(), c.requests.Load(), c.faults.Load(), c.audits.Load(), c.synced.Load(), c.quiet.Load(), c.durable.Load(),
-		c.offloaded.Load(), &c.networked)
+		c.offloaded.Load(), c.silences.Load(), &c.networked)
 }
 
 // schedule is one run.
@@ -111,6 +111,8 @@ func newSchedule(t *testing.T, seed uint64, total *tally) *schedule {
 	}
 	s.faulty = chance(r, 50)
 	s.lossy = chance(r, 50)
+	hushed := chance(r, 15) // nothing takes time but silences of the target
+	s.faulty = s.faulty || hushed
 	slow := one(r, 0, time.Millisecond, 5*time.Millisecond, 30*time.Millisecond)
 	if s.size > 256<<10 {
 		slow /= 8
@@ -126,7 +128,7 @@ func newSchedule(t *testing.T, seed uint64, total *tally) *schedule {
 		d := newDisk(seed*8+n, content, o)
 		d.offloads = chance(r, 50)
 		d.slow, d.cut = slow, one[int64](r, 0, 4096, 65536)
-		if chance(r, 30) {
+		if chance(r, 30) || hushed {
 			d.slow = 0
 		}
 		return d
@@ -156,7 +158,7 @@ func newSchedule(t *testing.T, seed uint64, total *tally) *schedule {
 	s.swift = source.slow == 0 && target.slow == 0
 	s.h = &history{initial: initial, scope: make([]bool, s.size)}
 	for i, d := range []*disk{source, target} {
-		if s.faulty && chance(r, 50) {
+		if s.faulty && chance(r, 50) && !hushed || hushed && d == target {
 			d.net = newNetwork(d, seed*8+uint64(i), one(r, 0, 5*time.Millisecond, time.Second, time.Hour), total)
 			d.net.final = func() bool { return s.guest.Gate().Closed() }
 		}
@@ -439,6 +441,9 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 	a.start(r, alone, verbs)
 	a.finish(r)
 	s.total.offloaded.Add(m.State().Bytes.Offloaded)
+	m.mu.Lock()
+	s.total.silences.Add(int64(m.planner.epoch))
+	m.mu.Unlock()
 	s.current.Store(nil)
 	close(a.done)
 	a.wait.Wait()

@@ -243,7 +243,6 @@ func TestForcedCancelOfMirrorToSilentTarget(t *testing.T) {
 					wait()
 					<-m.job.Done()
 				})
-				net.unstall()
 				if r.guest.Node() != r.sn {
 					t.Error("the guest was given the target")
 				}
