@@ -41,6 +41,8 @@ func (r *round) inject(ctx context.Context, st step) error {
 			return err
 		}
 		return r.restarted(ctx)
+	case orphans:
+		return r.orphan(ctx, wait)
 	case killTarget:
 		r.server.process.kill()
 		if err := wait(); err != nil {
@@ -130,6 +132,23 @@ func (r *round) cutLate(ctx context.Context, lasts time.Duration) error {
 	}
 	// What is late arrives while this mirror is there, and not another one that cannot know of it.
 	return r.line.settle(ctx)
+}
+
+// orphan kills the daemon with requests on the line, as the network may keep them when a process dies, and lets the server have
+// them when a mirror of the next process is ready.
+func (r *round) orphan(ctx context.Context, wait func() error) error {
+	r.line.silence()
+	err := wait()
+	r.daemon.kill()
+	deliver := r.line.cutLate()
+	if err == nil {
+		err = r.restarted(ctx)
+	}
+	if err == nil {
+		err = r.ensure(ctx, true)
+	}
+	deliver()
+	return errors.Join(err, r.line.settle(ctx))
 }
 
 // fillUp takes all space of a file system for a while.

@@ -15,6 +15,7 @@ type fault string
 const (
 	killDaemon     fault = "kill daemon"      // SIGKILL, and the same command line again
 	stopDaemon     fault = "stop daemon"      // SIGTERM, and the same command line again
+	orphans        fault = "kill daemon late" // and what it had sent is carried out when a mirror of its successor is ready
 	killTarget     fault = "kill target"      // the server of the target, for a while
 	killBoth       fault = "kill both"        // daemon and server
 	freezeTarget   fault = "freeze target"    // SIGSTOP and SIGCONT of the server
@@ -135,7 +136,7 @@ func newPlan(seed uint64, can abilities) *plan {
 		p.targetRules = nil
 	}
 	p.drawMirror(random)
-	p.drawSteps(random)
+	p.drawSteps(random, can)
 	p.end = pick(random, endComplete, endComplete, endComplete, endHeld, endHeld, endKill, endKill, endSoft, endForce)
 	p.killAfter = time.Duration(random.ExpFloat64() * float64(4*time.Millisecond))
 	p.stop = pick(random, "SIGTERM", "quit")
@@ -189,7 +190,7 @@ func (p *plan) drawMirror(random *rand.Rand) {
 }
 
 // drawSteps draws faults that make sense for the target.
-func (p *plan) drawSteps(random *rand.Rand) {
+func (p *plan) drawSteps(random *rand.Rand, can abilities) {
 	kinds := []fault{killDaemon, killDaemon, killDaemon, stopDaemon, dropGuest, dropGuest, truncateTarget, deleteTarget, pauseJob, changeSpeed, changeMode}
 	late := []fault{killDaemon, killDaemon, stopDaemon, dropGuest}
 	if p.target == targetFile {
@@ -197,6 +198,9 @@ func (p *plan) drawSteps(random *rand.Rand) {
 	} else {
 		kinds = append(kinds, killTarget, killTarget, killTarget, killBoth, killBoth, freezeTarget, freezeTarget, cutLine, cutLine, cutLate, cutLate, silentLine)
 		late = append(late, killTarget, killTarget, freezeTarget, cutLine)
+	}
+	if can.orphans && p.target != targetFile {
+		kinds = append(kinds, orphans, orphans, orphans, orphans)
 	}
 	if p.medium != mediumPlain {
 		kinds = append(kinds, fullTarget, fullTarget, fullTarget, fullTarget, fullTarget)

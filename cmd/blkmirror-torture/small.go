@@ -19,10 +19,12 @@ type abilities struct {
 	qcow2   bool // qemu-img is there to make such images, and to read them
 	qemuNBD bool
 	mounts  bool // small file systems can be mounted
+	orphans bool // --orphans
 }
 
 // find looks for what the machine lets us do, and says what is missing.
 func find(s *settings) (can abilities, missing []string) {
+	can.orphans = s.orphans
 	if can.qcow2 = s.qemuImg != ""; !can.qcow2 {
 		missing = append(missing, "qemu-img: no qcow2 images")
 	}
