@@ -44,8 +44,11 @@ func TestUnusedTablesLeaveTheCaches(t *testing.T) {
 				t.Errorf("every %d s: %d slices of %d are left, and %d blocks", seconds, n, full, blocks)
 			}
 			time.Sleep(time.Minute)
-			if n, _ := cached(); seconds > 0 && (n != 0 || d.cleaner.armed) {
-				t.Errorf("%d slices are left", n)
+			d.cleaner.Lock()
+			armed := d.cleaner.armed
+			d.cleaner.Unlock()
+			if n, _ := cached(); seconds > 0 && (n != 0 || armed) {
+				t.Errorf("%d slices are left, the timer runs: %v", n, armed)
 			}
 			must(t, i.node.WriteAt(bg, model[:700], 700, block.FUA))
 			copy(model[700:], model[:700])
