@@ -5,7 +5,6 @@ package blackbox
 import (
 	"bytes"
 	"encoding/binary"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -298,5 +297,5 @@ func TestMirrorGoesOnWithLittle(t *testing.T) {
 		t.Errorf("it copied %d bytes", j.Copied)
 	}
 	sameFiles(t, d.path("src.img"), d.path("dst.img"))
-	fmt.Fprintln(os.Stderr, d.stderr.String())
+	
 }

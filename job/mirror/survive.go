@@ -39,6 +39,7 @@ type keeper struct {
 	log    *intent.Log
 	due    chan struct{} // has a token when there may be something to do
 	work   chan struct{} // holds one token: the right to work
+	known  atomic.Bool   // the start is over: all is scanned
 	ill    atomic.Bool   // the file could not be written when that was last tried
 	losses atomic.Uint64 // how often more was made dirty than is marked, see lost
 	marked atomic.Uint64 // losses when all of it was marked last
@@ -175,6 +176,7 @@ func (k *keeper) start() (stop func()) {
 	if k == nil {
 		return func() {}
 	}
+	k.known.Store(true)
 	k.poke()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -289,7 +291,7 @@ func (k *keeper) flush(ctx context.Context) (ok bool) {
 // check compares the file with what it has to have.
 func (k *keeper) check() {
 	losses := k.losses.Load()
-	if losses != k.marked.Load() {
+	if losses != k.marked.Load() || !k.known.Load() {
 		return
 	}
 	if off, n, found := k.log.Missing(func(off, n int64) bool { return !k.clean(off, n) }); found && k.losses.Load() == losses {
