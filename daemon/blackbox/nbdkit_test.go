@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -90,6 +91,60 @@ func TestMirrorToNBDKit(t *testing.T) {
 			if c.name == "gone after the last client" {
 				must(t, server.Wait())
 			}
+			same(t, source, target)
+		})
+	}
+}
+
+// TestMirrorToNBDKitThatExits has the server of the target come to its end at a moment that nobody chose. With filter exitwhen it takes
+// no more connections, and ends with the last one, which the mirror goes on with. With a signal it refuses all requests from then on.
+func TestMirrorToNBDKitThatExits(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	for _, way := range []string{"exitwhen", "SIGTERM"} {
+		t.Run(way, func(t *testing.T) {
+			const size = 64 << 20
+			d := start(t)
+			source, target, socket := d.path("src.img"), d.path("dst.img"), d.path("kit")
+			image(t, source, size, 8<<20, 0, size/2)
+			image(t, target, size, 1<<20, 4<<20)
+			server := nbdkit(t, socket, target, "--filter=exitwhen", "--filter=delay", "delay-write=1ms",
+				"exit-when-file-created="+d.path("exit"), "exit-when-poll=1")
+			d.disk("src", source, nil)
+			d.do("blockdev-add", args{"driver": "nbd", "node-name": "dst", "uri": "nbd+unix:///?socket=" + socket, "reconnect-delay": 60,
+				"connections": 4})
+			d.export("src")
+			g := d.guest("src")
+			d.mirror(args{"copy-mode": "write-blocking", "on-target-error": map[string]string{"exitwhen": "stop", "SIGTERM": "ignore"}[way]})
+			data, exit := make([]byte, 16<<10), random.IntN(100)
+			for i := range 100 {
+				switch {
+				case i != exit:
+				case way == "exitwhen":
+					must(t, os.WriteFile(d.path("exit"), nil, 0o600))
+				default:
+					must(t, server.Process.Signal(syscall.SIGTERM))
+				}
+				for j := range data {
+					data[j] = byte(i + j/512)
+				}
+				must(t, g.WriteAt(t.Context(), data, uint64(random.Int64N(size/512-32)*512), 0))
+			}
+			if way == "SIGTERM" {
+				_ = server.Process.Kill() // it would wait for connections that nobody uses
+				_ = server.Wait()
+				server = nbdkit(t, socket, target, "--filter=exitlast")
+			}
+			d.wait("BLOCK_JOB_READY", args{"device": "m"})
+			d.do("block-job-cancel", args{"device": "m"})
+			e := d.wait("BLOCK_JOB_COMPLETED", args{"device": "m"})
+			if text, failed := e.Data.Get("error"); failed {
+				t.Fatalf("the mirror failed: %v", text)
+			}
+			d.wait("JOB_STATUS_CHANGE", args{"status": "null"})
+			d.do("blockdev-del", args{"node-name": "dst"})
+			must(t, server.Wait())
 			same(t, source, target)
 		})
 	}
