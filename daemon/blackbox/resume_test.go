@@ -297,5 +297,40 @@ func TestMirrorGoesOnWithLittle(t *testing.T) {
 		t.Errorf("it copied %d bytes", j.Copied)
 	}
 	sameFiles(t, d.path("src.img"), d.path("dst.img"))
-	
+
+}
+
+// A mirror to another daemon goes on, too. What may have been on its way there is compared at the end.
+func TestMirrorToAnotherDaemonGoesOn(t *testing.T) {
+	const size = 24 << 20
+	other := start(t)
+	image(t, other.path("dst.img"), size, 0)
+	other.disk("dst", other.path("dst.img"), nil)
+	other.export("dst")
+	d := survivor(t, folder(t))
+	randomImage(t, d.path("src.img"), size, 8)
+	d.do("blockdev-add", args{"driver": "file", "node-name": "src", "filename": d.path("src.img")})
+	d.do("blockdev-add", args{"driver": "nbd", "node-name": "dst", "export": "dst", "server": args{"type": "unix", "path": other.path("nbd")}})
+	d.serve()
+	d.export("src")
+	client := far(t, d, "src")
+	d.mirror(args{"copy-mode": "write-blocking", "speed": 16 << 20})
+	g := loadBy(t, client, size, 9)
+	for range 3 {
+		time.Sleep(300 * time.Millisecond)
+		d.crash()
+		d = survivor(t, d.dir)
+		if left, _ := filepath.Glob(d.path("state/intent-*")); len(left) != 2 {
+			t.Errorf("there are %v", left)
+		}
+	}
+	d.do("block-job-set-speed", args{"device": "m", "speed": 0})
+	d.isReady()
+	g.end(client)
+	d.do("job-complete", args{"id": "m"})
+	d.wait("BLOCK_JOB_COMPLETED", nil)
+	sameFiles(t, d.path("src.img"), other.path("dst.img"))
+	if left, _ := filepath.Glob(d.path("state/intent-*")); len(left) > 0 {
+		t.Errorf("%v is left", left)
+	}
 }

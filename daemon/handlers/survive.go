@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
@@ -24,53 +23,103 @@ import (
 type keptMirror struct {
 	args   *api.BlockdevMirrorArguments // as given
 	log    *intent.Log
-	file   string // the name of its intent file
-	size   int64  // of the disks
+	flight *intent.Log // nil for a target that is here
+	file   string      // the name of log's file
+	second string      // that of flight's
+	size   int64       // of the disks
 	job    *job.Job
 	mirror *mirror.Mirror
 	still  *state.Job // how it is to come back when the daemon ends; nil before
 }
 
 // startKept starts a mirror that is kept: one that begins, or, with what was found in its last intent file, one that goes on.
-func (h *Handlers) startKept(ctx context.Context, a *api.BlockdevMirrorArguments, o mirror.Options, found *intent.Found) error {
+func (h *Handlers) startKept(ctx context.Context, a *api.BlockdevMirrorArguments, o mirror.Options, found *intent.Found) (err error) {
 	k := &keptMirror{args: a, size: o.Source.Size()}
+	var undone error
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undone, k.close(), h.dropFiles(k))
+		}
+	}()
 	expect, err := identify(o.Source.FileName(), o.Target.FileName(), k.size, o.Target.Size())
 	if err != nil {
 		return err
 	}
-	dir := h.kept.Dir
-	if k.file, err = dir.NewIntent(); err != nil {
-		return err
-	}
-	path, err := dir.IntentPath(k.file)
-	if err != nil {
-		return err
-	}
-	phase, dirty := intent.Scanning, (*bitmap.Bitmap)(nil)
-	if found != nil && found.Dirty != nil {
-		phase, dirty = intent.Copying, found.Dirty
-	}
 	c := intent.Config{Size: k.size, Granularity: 512, Durability: h.kept.Durability, Boot: expect.Boot, Source: expect.Source,
 		Target: expect.Target, Unflushed: o.Target.Reconnects()}
-	if k.log, err = intent.CreateFile(path, c, phase, dirty); err != nil {
+	var dirty *bitmap.Bitmap
+	if found != nil {
+		dirty = found.Dirty
+	}
+	if k.file, k.log, err = h.newIntent(c, dirty); err != nil {
 		return err
 	}
-	var undone error
-	err = dir.Sync()
-	if err == nil {
-		o.Intent = k.log
-		o.OnPivot = h.recordPivot(&pivot{from: o.Source, to: o.Target, mirror: k})
-		o.OnInsert = func(_ context.Context, m *mirror.Mirror, tx *block.Tx) error {
-			return h.keepInserted(k, m, tx, &undone)
+	if o.Target.Reconnects() {
+		flight, err := bitmap.New(k.size, 512<<10) // nothing
+		if err != nil {
+			return err
 		}
-		o.OnEnd = func(bool) error { return h.endKept(k) }
-		o.OnTrouble = func(err error) { h.intentTrouble(o.JobID, err) }
-		_, err = mirror.Start(ctx, h.graph, h.jobs, o, after(ctx))
+		if o.Resume != nil {
+			flight = o.Resume.Flight
+		}
+		c.Hot = flightHot
+		if k.second, k.flight, err = h.newIntent(c, flight); err != nil {
+			return err
+		}
 	}
+	o.Intent, o.Flight = k.log, k.flight
+	o.OnPivot = h.recordPivot(&pivot{from: o.Source, to: o.Target, mirror: k})
+	o.OnInsert = func(_ context.Context, m *mirror.Mirror, tx *block.Tx) error {
+		return h.keepInserted(k, m, tx, &undone)
+	}
+	o.OnEnd = func(bool) error { return h.endKept(k) }
+	o.OnTrouble = func(err error) { h.intentTrouble(o.JobID, err) }
+	_, err = mirror.Start(ctx, h.graph, h.jobs, o, after(ctx))
+	return err
+}
+
+// flightHot bounds what has to be compared at completion after a crash, in regions.
+const flightHot = 32
+
+// newIntent makes an intent file; with nothing known to be dirty, everything is.
+func (h *Handlers) newIntent(c intent.Config, dirty *bitmap.Bitmap) (name string, log *intent.Log, err error) {
+	dir := h.kept.Dir
+	if name, err = dir.NewIntent(); err != nil {
+		return "", nil, err
+	}
+	path, err := dir.IntentPath(name)
 	if err != nil {
-		return errors.Join(err, undone, k.log.Close(), os.Remove(path))
+		return "", nil, err
 	}
-	return nil
+	phase := intent.Copying
+	if dirty == nil {
+		phase = intent.Scanning
+	}
+	if log, err = intent.CreateFile(path, c, phase, dirty); err != nil {
+		return "", nil, err
+	}
+	return name, log, dir.Sync()
+}
+
+func (k *keptMirror) close() error {
+	var errs []error
+	for _, l := range []*intent.Log{k.log, k.flight} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// dropFiles removes the files of a mirror that no state names.
+func (h *Handlers) dropFiles(k *keptMirror) error {
+	var errs []error
+	for _, name := range []string{k.file, k.second} {
+		if name != "" {
+			errs = append(errs, h.kept.Dir.DropIntent(name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // identify says who the disks are and when this is.
@@ -116,12 +165,12 @@ func (h *Handlers) endKept(k *keptMirror) error {
 		}
 		return h.record(tx, nil, &undone)
 	})
-	err = errors.Join(err, undone, k.log.Close())
+	err = errors.Join(err, undone, k.close())
 	if err != nil { // the file says that the mirror has ended, so it has to stay as long as the state names it
 		h.kept.Trouble(fmt.Errorf("job '%s' has ended: %w", *k.args.JobID, err))
 		return nil
 	}
-	return h.kept.Dir.DropIntent(k.file)
+	return h.dropFiles(k)
 }
 
 // intentTrouble tells that an intent file could not be written.
@@ -149,7 +198,7 @@ func (p *picture) addJobs(mirrors []*keptMirror) {
 		if args.CopyMode = api.MirrorCopyMode(now.Mode.String()); now.Auto {
 			args.CopyMode = api.MirrorCopyModeAuto
 		}
-		p.Jobs = append(p.Jobs, state.Job{Definition: definitionText(&args), Intent: k.file, Source: source.FileName(),
+		p.Jobs = append(p.Jobs, state.Job{Definition: definitionText(&args), Intent: k.file, Flight: k.second, Source: source.FileName(),
 			Target: target.FileName(), Paused: k.job.PauseWanted() && k.job.Info().IOStatus == job.IOOK})
 	}
 }
@@ -205,7 +254,7 @@ func (h *Handlers) restMirrors() error {
 		if err == nil {
 			err = k.log.Rest(e.Source, e.Target)
 		}
-		errs = append(errs, err, k.log.Close())
+		errs = append(errs, err, k.close())
 	}
 	h.kept.mirrors = nil
 	return errors.Join(errs...)
@@ -269,7 +318,19 @@ func (r *restoring) resume(ctx context.Context, j *resumption) error {
 	} else if found.Dirty == nil {
 		reason = "it was not known yet what had to be copied"
 	}
-	o.Resume = &mirror.Resume{Dirty: found.Dirty, Paused: j.Paused, OnResumed: func(left int64) {
+	var flight *bitmap.Bitmap
+	if j.Flight != "" {
+		second, err := h.kept.Dir.IntentPath(j.Flight)
+		if err != nil {
+			return err
+		}
+		on := intent.LoadFile(second, j.expect)
+		flight = on.Dirty
+		for _, why := range on.Whys {
+			h.kept.Trouble(fmt.Errorf("job '%s' compares more at its end: %w", o.JobID, why))
+		}
+	}
+	o.Resume = &mirror.Resume{Dirty: found.Dirty, Flight: flight, Paused: j.Paused, OnResumed: func(left int64) {
 		if h.kept.Resumed != nil {
 			h.kept.Resumed(o.JobID, left, reason)
 		}
@@ -282,7 +343,7 @@ func (r *restoring) resume(ctx context.Context, j *resumption) error {
 func (r *restoring) jobsNow(ctx context.Context) (jobs []state.Job, files []string, err error) {
 	err = r.h.eachKept(ctx, func(p *picture, k *keptMirror) {
 		p.addJobs([]*keptMirror{k})
-		jobs, files = append(jobs, p.Jobs...), append(files, k.file)
+		jobs, files = append(jobs, p.Jobs...), append(files, k.file, k.second)
 	})
 	return jobs, files, err
 }

@@ -35,6 +35,8 @@ type Job struct {
 	Paused     bool            `json:"paused,omitempty"`
 	// Intent is the name of the file in the directory that knows what the job has left to do.
 	Intent string `json:"intent"`
+	// Flight is the name of the file that knows what may be on its way to a target behind a connection; "" for others.
+	Flight string `json:"flight,omitempty"`
 	// Source and Target are the files or the URIs that the disks are in.
 	Source string `json:"source"`
 	Target string `json:"target"`

@@ -63,6 +63,9 @@ type Options struct {
 	// Intent is where the mirror keeps what it has to know after a crash; nil if it is not to survive one. It is the mirror's to use
 	// until OnEnd, and the caller's to close.
 	Intent *intent.Log
+	// Flight is where a mirror with a target behind a connection keeps what may be on its way there; nil for any other, and without
+	// Intent. What is on its way when the daemon dies may be carried out later, over what is copied after that.
+	Flight *intent.Log
 	// Resume has the mirror go on where another one was; nil for one that begins.
 	Resume *Resume
 	// OnInsert is called when everything about the mirror but its start is done, and can still refuse it. It may be nil.

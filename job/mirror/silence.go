@@ -199,16 +199,28 @@ func (t targetEdge) WriteAt(ctx context.Context, p []byte, off int64, flags bloc
 	if t.watch == nil {
 		return t.Edge.WriteAt(ctx, p, off, flags)
 	}
+	from, n, err := t.watch.send(off, int64(len(p)))
+	if err != nil {
+		return err
+	}
 	t.watch.begin()
-	return t.watch.end(t.Edge.WriteAt(ctx, p, off, flags))
+	err = t.watch.end(t.Edge.WriteAt(ctx, p, off, flags))
+	t.watch.sent(from, n, err)
+	return err
 }
 
 func (t targetEdge) WriteZeroes(ctx context.Context, off, n int64, flags block.Flags) error {
 	if t.watch == nil {
 		return t.Edge.WriteZeroes(ctx, off, n, flags)
 	}
+	from, length, err := t.watch.send(off, n)
+	if err != nil {
+		return err
+	}
 	t.watch.begin()
-	return t.watch.end(t.Edge.WriteZeroes(ctx, off, n, flags))
+	err = t.watch.end(t.Edge.WriteZeroes(ctx, off, n, flags))
+	t.watch.sent(from, length, err)
+	return err
 }
 
 func (t targetEdge) Flush(ctx context.Context) error {

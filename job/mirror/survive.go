@@ -21,6 +21,7 @@ import (
 // Resume is what a mirror begins with that goes on where another one was.
 type Resume struct {
 	Dirty  *bitmap.Bitmap // what may differ; nil for everything
+	Flight *bitmap.Bitmap // what was on its way to a target behind a connection; nil for everything
 	Paused bool
 	// OnResumed is told how many bytes are left, once that is known. It may be nil.
 	OnResumed func(left int64)
@@ -299,6 +300,40 @@ func (k *keeper) check() {
 	}
 }
 
+// ---- What is on its way to a target behind a connection
+
+// send marks a range that is about to be written to the target. What comes of that has to be told to sent.
+func (w *watch) send(off, n int64) (from, length int64, err error) {
+	log := w.m.opts.Flight
+	if log == nil {
+		return 0, 0, nil
+	}
+	mask := max(w.m.opts.Target.Limits().RequestAlign, 1) - 1 // the request may be padded
+	from = off &^ mask
+	length = min((off+n+mask)&^mask, w.m.planner.d.Size()) - from
+	for !log.Begin(from, length) {
+		if err := log.Mark(from, length); err != nil {
+			return 0, 0, err
+		}
+	}
+	return from, length, nil
+}
+
+// sent takes the result of a request. One that failed may be carried out later, so that its mark stays.
+func (w *watch) sent(from, length int64, err error) {
+	log := w.m.opts.Flight
+	if err != nil || length == 0 || !log.Done(from, length) {
+		return
+	}
+	m := w.m
+	log.Flushed(log.BeginFlush()) // what was answered is on its way no more, durable or not
+	m.keeper.tell(log.Retire(func(off, n int64) bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.planner.suspects == nil || !m.planner.suspects.AnySet(m.planner.suspects.Outward(off, n))
+	}, false))
+}
+
 // ---- The start of a mirror that goes on
 
 // resume makes dirty what may differ. Nothing that was found out before the crash is known any more; nothing is scanned yet, so
@@ -312,9 +347,12 @@ func (l *loop) resume(ctx context.Context) error {
 		return err
 	}
 	m.mu.Lock()
-	if m.watch != nil {
-		// The server may not be done with what the old daemon sent last.
-		m.planner.eachSet(m.planner.d, func(c bitmap.Chunks) { m.planner.suspect(m.planner.d.Bytes(c)) })
+	switch {
+	case m.watch == nil:
+	case r.Flight == nil:
+		m.planner.suspect(0, m.planner.d.Size())
+	default:
+		m.planner.eachSet(r.Flight, func(c bitmap.Chunks) { m.planner.suspect(m.planner.d.Bytes(c)) })
 	}
 	left := m.planner.left()
 	m.mu.Unlock()

@@ -214,19 +214,17 @@ func TestCrashAndResume(t *testing.T) {
 			if host {
 				w.config.Durability = intent.Host
 			}
-			content := pattern(seed, worldSize)
-			for range 10 {
-				at := random.IntN(worldSize-64<<10) &^ 4095
-				clear(content[at : at+random.IntN(64<<10)])
-			}
 			options := blocktest.MemOptions{Size: worldSize, NoZeroUnmap: random.IntN(3) == 0}
-			target := blocktest.NewMem(options)
+			source, target := blocktest.NewMemOf(pattern(seed, worldSize), options), blocktest.NewMem(options)
+			for range 10 {
+				must(t, source.WriteZeroes(bg, random.Int64N(worldSize-64<<10)&^4095, (1+random.Int64N(15))<<12, block.MayUnmap))
+			}
 			if random.IntN(2) == 0 {
 				target = blocktest.NewMemOf(pattern(seed+1, worldSize), options)
 			}
 			o := Options{Mode: one(random, Background, WriteBlocking), Granularity: 4096, BufSize: 64 << 10, Sync: one(random, SyncFull, SyncFull, SyncNone)}
 			same := o.Sync == SyncFull
-			w.begin(blocktest.NewMemOf(content, options), target, blocktest.NewMem(blocktest.MemOptions{Size: logSize}), o, nil)
+			w.begin(source, target, blocktest.NewMem(blocktest.MemOptions{Size: logSize}), o, nil)
 			for range 1 + random.IntN(4) {
 				w.write(3)
 				time.Sleep(time.Duration(random.IntN(300)) * time.Millisecond)
