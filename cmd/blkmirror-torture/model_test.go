@@ -87,7 +87,7 @@ func TestGrowth(t *testing.T) {
 		"less and less":   {func(i int) int64 { return 500 - int64(i) }, true},
 		"a tenth is flat": {func(i int) int64 { return 1000 + int64(i) }, true},
 	} {
-		if _, _, flat := growth(series(test.f), func(s sample) int64 { return s.descriptors }, 3); flat != test.flat {
+		if _, _, flat := growth(series(test.f), func(s sample) int64 { return s.descriptors }, 3, 10); flat != test.flat {
 			t.Errorf("%s: flat is %v", name, flat)
 		}
 	}

@@ -136,7 +136,7 @@ func newPlan(seed uint64, can abilities) *plan {
 		p.targetRules = nil
 	}
 	p.drawMirror(random)
-	p.drawSteps(random, can)
+	p.drawSteps(random)
 	p.end = pick(random, endComplete, endComplete, endComplete, endHeld, endHeld, endKill, endKill, endSoft, endForce)
 	p.killAfter = time.Duration(random.ExpFloat64() * float64(4*time.Millisecond))
 	p.stop = pick(random, "SIGTERM", "quit")
@@ -190,17 +190,14 @@ func (p *plan) drawMirror(random *rand.Rand) {
 }
 
 // drawSteps draws faults that make sense for the target.
-func (p *plan) drawSteps(random *rand.Rand, can abilities) {
+func (p *plan) drawSteps(random *rand.Rand) {
 	kinds := []fault{killDaemon, killDaemon, killDaemon, stopDaemon, dropGuest, dropGuest, truncateTarget, deleteTarget, pauseJob, changeSpeed, changeMode}
 	late := []fault{killDaemon, killDaemon, stopDaemon, dropGuest}
 	if p.target == targetFile {
 		kinds = append(kinds, missingTarget)
 	} else {
-		kinds = append(kinds, killTarget, killTarget, killTarget, killBoth, killBoth, freezeTarget, freezeTarget, cutLine, cutLine, cutLate, cutLate, silentLine)
+		kinds = append(kinds, killTarget, killTarget, killTarget, killBoth, killBoth, freezeTarget, freezeTarget, cutLine, cutLine, cutLate, cutLate, silentLine, orphans)
 		late = append(late, killTarget, killTarget, freezeTarget, cutLine)
-	}
-	if can.orphans && p.target != targetFile {
-		kinds = append(kinds, orphans, orphans, orphans, orphans)
 	}
 	if p.medium != mediumPlain {
 		kinds = append(kinds, fullTarget, fullTarget, fullTarget, fullTarget, fullTarget)

@@ -25,7 +25,7 @@ func TestPlanFollowsFromSeed(t *testing.T) {
 
 // Every fault that steps can have comes up, and none that the machine or the round has no means for.
 func TestPlansHaveAllFaults(t *testing.T) {
-	remote := []fault{killTarget, killBoth, freezeTarget, cutLine, cutLate, silentLine}
+	remote := []fault{killTarget, killBoth, freezeTarget, cutLine, cutLate, silentLine, orphans}
 	all := append([]fault{killDaemon, stopDaemon, dropGuest, fullTarget, fullState, truncateTarget, deleteTarget, missingTarget, pauseJob,
 		changeSpeed, changeMode}, remote...)
 	for _, can := range []abilities{{}, {qcow2: true, qemuNBD: true, mounts: true}} {

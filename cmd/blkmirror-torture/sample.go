@@ -47,8 +47,8 @@ func measure(pid int, at time.Duration) (sample, error) {
 }
 
 // growth compares the last third of the samples with the second one, by what most of them hold at least: the first third is
-// for warming up. Less than slack in all, and less than a tenth, is flat.
-func growth(samples []sample, of func(sample) int64, slack int64) (before, after int64, flat bool) {
+// for warming up. More by slack, or by one part of so many, is flat: of noise there is some.
+func growth(samples []sample, of func(sample) int64, slack, part int64) (before, after int64, flat bool) {
 	third := len(samples) / 3
 	middle := func(part []sample) int64 {
 		values := make([]int64, len(part))
@@ -62,7 +62,7 @@ func growth(samples []sample, of func(sample) int64, slack int64) (before, after
 		return values[len(values)/2]
 	}
 	before, after = middle(samples[third:2*third]), middle(samples[2*third:])
-	return before, after, after-before <= max(slack, before/10)
+	return before, after, after-before <= max(slack, before/part)
 }
 
 var goroutineLine = regexp.MustCompile(`(?m)^goroutine \d+ `)

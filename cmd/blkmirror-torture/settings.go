@@ -38,7 +38,6 @@ type settings struct {
 	onlyPlan  bool
 	keep      bool
 	verbose   bool
-	orphans   bool
 	out       io.Writer
 
 	qemuNBD, qemuImg string // programs; empty where they are not installed
@@ -69,7 +68,6 @@ func parseFlags(args []string, out io.Writer) (*settings, error) {
 	flags.IntVarP(&s.jobs, "jobs", "j", 1, "`NUMBER` of rounds at once")
 	flags.StringVar(&s.folder, "dir", "", "existing `FOLDER` for the files, best in memory (default: /dev/shm, or that for temporary files)")
 	flags.DurationVar(&s.limit, "round-limit", 60*time.Second, "a round that takes longer than this `TIME` has failed")
-	flags.BoolVar(&s.orphans, "orphans", false, "have the target's server also carry out what a killed daemon had sent after the next one's mirror is ready (rounds are known to fail)")
 	flags.BoolVar(&s.onlyPlan, "plan", false, "only say what the rounds would do")
 	flags.BoolVar(&s.keep, "keep", false, "keep the files of rounds that went well, too")
 	flags.BoolVarP(&s.verbose, "verbose", "v", false, "say what happens in a round while it does")

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,12 +21,10 @@ type abilities struct {
 	qcow2   bool // qemu-img is there to make such images, and to read them
 	qemuNBD bool
 	mounts  bool // small file systems can be mounted
-	orphans bool // --orphans
 }
 
 // find looks for what the machine lets us do, and says what is missing.
 func find(s *settings) (can abilities, missing []string) {
-	can.orphans = s.orphans
 	if can.qcow2 = s.qemuImg != ""; !can.qcow2 {
 		missing = append(missing, "qemu-img: no qcow2 images")
 	}
@@ -174,8 +174,12 @@ func (s *small) unmount() error {
 	if err := s.detach(); err != nil {
 		return err
 	}
-	if err := unix.Unmount(s.folder, 0); err != nil {
-		return fmt.Errorf("unmount %s: %w", s.folder, err)
-	}
-	return nil
+	// A process that was just forked has our files until it becomes another program.
+	return until(context.Background(), 5*time.Second, s.folder+" is unmounted", func() (bool, error) {
+		err := unix.Unmount(s.folder, 0)
+		if errors.Is(err, unix.EBUSY) {
+			return false, nil
+		}
+		return err == nil, err
+	})
 }

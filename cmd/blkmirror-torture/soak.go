@@ -156,12 +156,13 @@ func (k *soak) judge(samples []sample) (err error) {
 		name  string
 		of    func(sample) int64
 		slack int64
+		part  int64
 	}{
-		{"bytes of anonymous memory", func(s sample) int64 { return s.resident }, 8 << 20},
-		{"descriptors", func(s sample) int64 { return s.descriptors }, 3},
-		{"threads", func(s sample) int64 { return s.threads }, 3},
+		{"bytes of anonymous memory", func(s sample) int64 { return s.resident }, 8 << 20, 4},
+		{"descriptors", func(s sample) int64 { return s.descriptors }, 3, 10},
+		{"threads", func(s sample) int64 { return s.threads }, 3, 10},
 	} {
-		before, after, flat := growth(samples, what.of, what.slack)
+		before, after, flat := growth(samples, what.of, what.slack, what.part)
 		fmt.Fprintf(k.out, "%s: %d in the second third, %d in the last\n", what.name, before, after)
 		if !flat {
 			err = errors.Join(err, fmt.Errorf("%s grew from %d to %d", what.name, before, after))
