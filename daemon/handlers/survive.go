@@ -41,7 +41,8 @@ func (h *Handlers) startKept(ctx context.Context, a *api.BlockdevMirrorArguments
 			err = errors.Join(err, undone, k.close(), h.dropFiles(k))
 		}
 	}()
-	expect, err := identify(o.Source.FileName(), o.Target.FileName(), k.size, o.Target.Size())
+	now := &picture{knowledge: h.knowledge()}
+	expect, err := identify(now.diskName(o.Source), now.diskName(o.Target), k.size, o.Target.Size())
 	if err != nil {
 		return err
 	}
@@ -198,9 +199,18 @@ func (p *picture) addJobs(mirrors []*keptMirror) {
 		if args.CopyMode = api.MirrorCopyMode(now.Mode.String()); now.Auto {
 			args.CopyMode = api.MirrorCopyModeAuto
 		}
-		p.Jobs = append(p.Jobs, state.Job{Definition: definitionText(&args), Intent: k.file, Flight: k.second, Source: source.FileName(),
-			Target: target.FileName(), Paused: k.job.PauseWanted() && k.job.Info().IOStatus == job.IOOK})
+		p.Jobs = append(p.Jobs, state.Job{Definition: definitionText(&args), Intent: k.file, Flight: k.second, Source: p.diskName(source),
+			Target: p.diskName(target), Paused: k.job.PauseWanted() && k.job.Info().IOStatus == job.IOOK})
 	}
+}
+
+// diskName is the file or the URI that a node's disk is in, wherever the daemon works from.
+func (p *picture) diskName(n *block.Node) string {
+	name := n.FileName()
+	if strings.Contains(name, "://") {
+		return name
+	}
+	return absolute(name, p.opened[n.Unfiltered()].folder)
 }
 
 // noteJob records what a verb changed of a job; undo takes it back if that is not possible.
@@ -240,7 +250,7 @@ func (h *Handlers) keepMirrors(ctx context.Context) error {
 func (h *Handlers) eachKept(ctx context.Context, f func(*picture, *keptMirror)) error {
 	return h.graph.Change(ctx, func(*block.Tx) error {
 		for _, k := range h.kept.mirrors {
-			f(&picture{State: &state.State{}, graph: h.graph}, k)
+			f(&picture{State: &state.State{}, knowledge: h.knowledge(), graph: h.graph}, k)
 		}
 		return nil
 	})

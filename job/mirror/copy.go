@@ -29,6 +29,7 @@ type result struct {
 	claimed              int64 // bytes of the claim
 	data                 int64 // bytes that were copied or zeroed at a cost
 	took                 time.Duration
+	marked               bool // the claim is, until it is given up
 }
 
 // copy carries out a claim of the copy: data is read and written, zeroes are written where the target has something else.
@@ -37,7 +38,8 @@ func (m *Mirror) copy(ctx context.Context, o *op) result {
 	r := result{o: o, claimed: o.end - o.off}
 	f := m.filter
 	r.off, r.len = o.off, o.end-o.off
-	r.targetErr = m.keeper.copying(o)
+	r.targetErr = m.keeper.copying(o.off, r.claimed)
+	r.marked = r.targetErr == nil
 	for at := o.off; at < o.end && r.sourceErr == nil && r.targetErr == nil; {
 		r.off = at
 		ahead := min(m.planner.d.Size()-at, max(o.end-at, zeroPiece))
@@ -206,7 +208,7 @@ func (m *Mirror) writeData(o *op, p []byte, at int64) error {
 
 // settle tells the planner and the progress what came of a copy.
 func (m *Mirror) settle(r *result) {
-	m.keeper.copied(r.o)
+	off := r.o.off
 	m.mu.Lock()
 	done := r.o.end - r.o.off
 	m.planner.endCopy(r.o, r.sourceErr != nil, r.targetErr != nil)
@@ -223,6 +225,9 @@ func (m *Mirror) settle(r *result) {
 	}
 	m.mu.Unlock()
 	wake(woken)
+	if r.marked {
+		m.keeper.copied(off, r.claimed)
+	}
 	opPool.Put(r.o)
 	r.o = nil
 }

@@ -116,16 +116,21 @@ func (k *keeper) done(off, n int64) {
 }
 
 // copying marks a claim of the copy, which has been marked since it became dirty but for what a lost target made so.
-func (k *keeper) copying(o *op) error {
+func (k *keeper) copying(off, n int64) error {
 	if k == nil {
 		return nil
 	}
-	return k.mark(o.off, o.end-o.off)
+	for !k.log.BeginCopy(off, n) {
+		if err := k.mark(off, n); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// copied comes before a copy's claim is given up.
-func (k *keeper) copied(o *op) {
-	if k != nil && k.log.Copied(o.off, o.end-o.off) {
+// copied ends a copy whose claim was given up.
+func (k *keeper) copied(off, n int64) {
+	if k != nil && k.log.DoneCopy(off, n) {
 		k.poke()
 	}
 }

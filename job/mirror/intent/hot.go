@@ -90,7 +90,18 @@ func (h *hot) remove(r int64) {
 }
 
 // Begin begins a write of a range if it is marked. Until Done it stays so.
-func (l *Log) Begin(off, n int64) (marked bool) {
+func (l *Log) Begin(off, n int64) (marked bool) { return l.begin(off, n, false) }
+
+// Done ends a write that was begun: what it left dirty must be known by now. It says whether Retire is due.
+func (l *Log) Done(off, n int64) (full bool) { return l.done(off, n, false) }
+
+// BeginCopy is Begin for a copy, which comes to each region once.
+func (l *Log) BeginCopy(off, n int64) (marked bool) { return l.begin(off, n, true) }
+
+// DoneCopy is Done for a copy.
+func (l *Log) DoneCopy(off, n int64) (full bool) { return l.done(off, n, true) }
+
+func (l *Log) begin(off, n int64, copied bool) (marked bool) {
 	first, end := l.touched(off, n)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -99,35 +110,23 @@ func (l *Log) Begin(off, n int64) (marked bool) {
 	}
 	for r := first; r < end; r++ {
 		l.mu.hot.entries[r].pins++
-		l.mu.hot.touch(r, false)
+		if !copied {
+			l.mu.hot.touch(r, false)
+		}
 	}
 	return true
 }
 
-// Done ends a write that was begun: what it left dirty must be known by now. It says whether Retire is due.
-func (l *Log) Done(off, n int64) (full bool) {
-	first, end := l.touched(off, n)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	h := &l.mu.hot
-	for r := first; r < end; r++ {
-		h.entries[r].pins--
-		h.entries[r].ended = h.tick
-		h.touch(r, false)
-	}
-	return h.full()
-}
-
-// Copied notes that a range was copied, and may be clean, before anybody can find it so. It says whether Retire is due.
-func (l *Log) Copied(off, n int64) (full bool) {
+func (l *Log) done(off, n int64, copied bool) (full bool) {
 	first, end := l.touched(off, n)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h := &l.mu.hot
 	for r := first; r < end; r++ {
 		e := &h.entries[r]
+		e.pins--
 		e.ended = h.tick
-		h.touch(r, e.next == unlisted || e.copied) // where guests write they will again
+		h.touch(r, copied && (e.next == unlisted || e.copied)) // where guests write they will again
 	}
 	return h.full()
 }

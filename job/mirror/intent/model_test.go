@@ -117,15 +117,17 @@ func (m *model) step() error {
 		if !m.dirty[r] || !m.scanned {
 			return nil
 		}
-		if m.log.Mark(r*minRegion, minRegion) != nil {
-			return nil
+		for !m.log.BeginCopy(r*minRegion, minRegion) {
+			if m.log.Mark(r*minRegion, minRegion) != nil {
+				return nil
+			}
 		}
 		m.unsynced[r] = true
 		if m.flushing != nil {
 			m.flushing[r] = true
 		}
-		m.log.Copied(r*minRegion, minRegion)
 		delete(m.dirty, r)
+		m.log.DoneCopy(r*minRegion, minRegion)
 	case 8:
 		return m.flush()
 	case 9:
