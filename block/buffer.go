@@ -18,7 +18,7 @@ const (
 
 	// Buffers from this size on are cut from huge pages: direct I/O has to look up and hold every page of a buffer, so small pages
 	// make it take about twice the processor time.
-	hugeShift = 16
+	hugeShift = 18
 	hugePage  = 2 << 20
 )
 

@@ -72,7 +72,7 @@ func (l *limits) addTo(flags *pflag.FlagSet) {
 	flags.IntVar(&l.handlers.Exports, "max-exports", 1000, "make at most `N` exports")
 	flags.IntVar(&l.handlers.Jobs, "max-jobs", 1000, "make at most `N` jobs, those that wait to be dismissed included")
 	flags.IntVar(&l.handlers.Nodes, "max-nodes", 10000, "make at most `N` nodes, those that others bring with them included")
-	flags.Var(&l.memory, "memory-limit", "use at most `BYTES` for the data of requests of NBD clients and of jobs")
+	flags.Var(&l.memory, "memory-limit", "use at most `BYTES` for the data of requests of NBD clients; copies of jobs are not counted")
 	flags.IntVar(&l.handlers.Requests, "max-nbd-requests", nbdserver.DefaultMaxRequests, "work on at most `N` requests of one NBD connection at a time")
 	flags.Var(&l.request, "max-nbd-request-size", "refuse reads and writes of NBD clients of more than `BYTES`")
 	flags.Var(paths{&l.sandbox.Paths}, "sandbox", "confine the daemon to `DIR[:DIR...]` and what is in it, whoever names a path (Landlock)")
