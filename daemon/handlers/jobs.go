@@ -162,5 +162,8 @@ func work(s mirror.State) api.JobWork {
 	if s.SecondsLeft >= 0 {
 		w.SecondsLeft = &s.SecondsLeft
 	}
+	if p := &s.Proof; p.On {
+		w.VerifiedBytes, w.UnverifiedBytes, w.DifferingBytes = &p.Verified, &p.Left, &p.Differing
+	}
 	return w
 }

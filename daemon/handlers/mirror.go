@@ -37,6 +37,9 @@ func (h *Handlers) mirrorOptions(a *api.BlockdevMirrorArguments) (o mirror.Optio
 		TargetIsZero: qmp.Or(a.TargetIsZero, false),
 		AutoFinalize: qmp.Or(a.AutoFinalize, true), AutoDismiss: qmp.Or(a.AutoDismiss, true),
 	}
+	if o.Verify = qmp.Or(a.XVerify, false); o.Verify {
+		h.tellOfVerification(&o)
+	}
 	o.Mode, o.Auto = copyMode(a.CopyMode)
 	switch a.CopyOffload {
 	case api.MirrorCopyOffloadRange:

@@ -61,9 +61,11 @@ func (p *planner) checkCounts() {
 	}
 	var copying, mirroring int64
 	for _, o := range p.claims {
-		if o.mode == WriteBlocking {
+		switch {
+		case o.verify:
+		case o.mode == WriteBlocking:
 			mirroring += o.target.end - o.target.off
-		} else {
+		default:
 			copying += o.end - o.off
 		}
 	}

@@ -30,6 +30,11 @@ type result struct {
 	data                 int64 // bytes that were copied or zeroed at a cost
 	took                 time.Duration
 	marked               bool // the claim is, until it is given up
+
+	// Of a comparison.
+	verify bool
+	at     int64  // how far it came
+	differ []span // sectors
 }
 
 // copy carries out a claim of the copy: data is read and written, zeroes are written where the target has something else.

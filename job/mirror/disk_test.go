@@ -35,6 +35,8 @@ type disk struct {
 	// hook, if set, is called before each request, and afterZero after a write of zeroes was carried out, without locks.
 	hook      atomic.Pointer[func(c blocktest.Call) error]
 	afterZero atomic.Pointer[func()]
+	// spoils, if set, may change the data of a write on its way, of which nobody hears.
+	spoils atomic.Pointer[func(p []byte, off int64)]
 
 	mu struct {
 		sync.Mutex
@@ -243,6 +245,10 @@ func (d *disk) WriteAt(ctx context.Context, p []byte, off int64, flags block.Fla
 	c := blocktest.Call{Op: block.OpWrite, Off: off, Len: int64(len(p)), Flags: flags}
 	return d.carryOut(ctx, c, p, func(off, n int64, p []byte) error {
 		d.ownLocked(ctx, off, n)
+		if spoil := d.spoils.Load(); spoil != nil {
+			p = bytes.Clone(p)
+			(*spoil)(p, off)
+		}
 		return d.mem.WriteAt(ctx, p, off, flags)
 	})
 }

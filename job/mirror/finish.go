@@ -22,7 +22,7 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 	m.mu.Lock()
 	failed, silent := m.failed != nil, m.planner.silent
 	caughtUp := m.planner.caughtUp()
-	rest := m.planner.d.SetBytes()
+	rest, unverified := m.planner.d.SetBytes(), m.planner.unverified()
 	m.mu.Unlock()
 	hungry := !l.starved.IsZero() && time.Since(l.starved) >= starveTime && l.inFlight == 0 && rest <= l.finalRest()
 	switch {
@@ -42,7 +42,7 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 		}
 		return true, l.complete(ctx)
 	case complete && m.job.AutoFinalize():
-		if rest > l.finalRest() || l.inFlight > 0 {
+		if max(rest, unverified) > l.finalRest() || l.inFlight > 0 {
 			return false, nil
 		}
 		return true, l.complete(ctx)
@@ -59,9 +59,10 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 		if err := m.keeper.phase(intent.Ready); err != nil {
 			m.keeper.tell(err) // that it was ready once is all that is lost
 		}
+		m.beginVerify()
 		m.job.Ready()
 		return true, nil
-	case complete:
+	case complete && unverified <= l.finalRest():
 		if ok, err := l.flush(ctx); err != nil || !ok {
 			return true, err
 		}
@@ -90,6 +91,9 @@ func (l *loop) complete(ctx context.Context) error {
 			err := l.copyRest(ctx)
 			if err == nil {
 				equal, err = m.compareSuspects(ctx)
+			}
+			if err == nil && equal {
+				equal, err = l.verifyRest(ctx)
 			}
 			if err != nil {
 				return err

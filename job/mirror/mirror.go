@@ -54,6 +54,12 @@ type Options struct {
 	Offload        Offload
 	Auto           bool             // begin with Mode, and change it as the job sees fit
 	OnModeChange   func(ModeChange) // told of changes by an Auto job; called from the job's goroutine; may be nil
+	// Verify has the job compare source and target when it is ready, and complete when they were found equal. The two are called
+	// from the job's goroutine, and may be nil: OnDifference is told where they differed, and OnVerified, when all was compared, how
+	// many bytes did.
+	Verify       bool
+	OnDifference func(Difference)
+	OnVerified   func(differing int64)
 	// OnPivot is called just before the users of the source are given the target, with all of them drained and the target
 	// flushed. It may be nil.
 	OnPivot func(ctx context.Context, tx *block.Tx) error
@@ -117,6 +123,7 @@ type Mirror struct {
 	failed  *failure // the first failure that the loop has not dealt with yet
 	hint    span     // an extent of the source that read as zero when it was last looked at
 	kernel  offloading
+	proof   proof
 	bytes   Bytes
 	auto    bool // the copy mode is the job's to choose
 	flow    flow
@@ -163,6 +170,9 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 	}
 	if err != nil {
 		return nil, &block.Error{Kind: block.KindNoMemory, Op: block.OpGraph, Err: err}
+	}
+	if opts.Verify {
+		m.planner.verify = newVerification(m.planner)
 	}
 	m.piece = min(pieceSize, opts.BufSize+opts.Granularity-1)
 	if chunk := m.planner.d.Granularity(); m.planner.whole != nil {
@@ -237,6 +247,9 @@ func (o *Options) check(graph *block.Graph) error {
 	if o.Replaces != nil && o.Replaces != o.Source {
 		return invalid("Cannot replace '%s' by a node mirrored from '%s', because it cannot be guaranteed that doing so "+
 			"would not lead to an abrupt change of visible data", o.Replaces.Name(), o.Source.Name())
+	}
+	if o.Verify && (o.Sync != SyncFull || o.Commit != CommitNot) {
+		return invalid("Parameter 'x-verify' needs sync mode 'full': the target is not meant to be equal to the source otherwise")
 	}
 	if (o.Bitmap != nil) != (o.Sync == SyncBitmap) {
 		return invalid("Parameter 'bitmap' and the sync modes 'bitmap' and 'incremental' need each other")
@@ -423,6 +436,7 @@ type State struct {
 	Rate        int64         // bytes per second that were copied of late
 	SecondsLeft int64         // until nothing is dirty, if all goes on as it does; -1 if that is never
 	GuestDelay  time.Duration // what the mirror adds to a guest's write
+	Proof       Proof
 }
 
 // State is a snapshot.
@@ -430,7 +444,7 @@ func (m *Mirror) State() State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := State{Mode: m.planner.mode, Auto: m.auto, Synced: m.planner.synced(), Dirty: m.planner.d.SetBytes(), Bytes: m.bytes,
-		GuestDelay: m.delay}
+		GuestDelay: m.delay, Proof: m.proofLocked()}
 	r := m.rates
 	if time.Since(m.sampled) > 4*sampleEvery {
 		r = rates{} // nothing has happened since

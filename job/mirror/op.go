@@ -37,6 +37,7 @@ type op struct {
 	request  request
 	mode     Mode // the mode that a guest's write began with; it keeps it
 	bypass   bool // the planner has nothing to do with it
+	verify   bool // a comparison: it writes nothing
 
 	blocked int           // earlier claims that it waits for
 	granted chan struct{} // made by the runner for an op that has to wait
@@ -75,7 +76,7 @@ func (o *op) addZeroed(off, end int64) {
 func (p *planner) beginGuest(o *op, r request, off, n int64) (granted bool) {
 	o.off, o.end, o.request, o.mode, o.bypass = off, off+n, r, p.mode, p.stopped
 	o.blocked, o.parts, o.zeroed, o.target, o.durable, o.leaves = 0, o.parts[:0], o.zeroed[:0], span{}, false, false
-	o.written, o.delay, o.epoch = span{}, 0, p.epoch
+	o.written, o.delay, o.epoch, o.verify = span{}, 0, p.epoch, false
 	if p.silent {
 		o.mode = Background
 	}
@@ -83,6 +84,7 @@ func (p *planner) beginGuest(o *op, r request, off, n int64) (granted bool) {
 	case p.stopped:
 	case o.mode == Background:
 		p.writers++
+		p.verify.enlist(o)
 	default:
 		p.claim(o)
 		if o.blocked > 0 {
@@ -213,6 +215,7 @@ func (p *planner) endGuest(o *op, sourceFailed, targetFailed bool) (done int64, 
 		return 0, false
 	case o.mode == Background:
 		p.writers--
+		p.verify.discharge(o)
 		if o.request == reqZero && !sourceFailed && p.zeroNeedsNothing(chunks) {
 			_, done = p.d.Bytes(chunks)
 			return done, false

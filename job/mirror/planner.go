@@ -57,6 +57,7 @@ type planner struct {
 	partial bool  // scan: a part of the chunk at counted is allocated
 	woken   []*op // claims granted since takeWoken
 
+	verify  *verification  // nil if the disks are not to be compared
 	checked *bitmap.Bitmap // D at the last check of invariants; nil without
 }
 
@@ -148,6 +149,11 @@ func (p *planner) claimedFrom(off, end int64) (first *op) {
 		}
 	}
 	return first
+}
+
+// written says whether a claim overlaps the range that may change a disk.
+func (p *planner) written(off, end int64) bool {
+	return slices.ContainsFunc(p.claims, func(o *op) bool { return !o.verify && o.overlaps(off, end) })
 }
 
 // dirty says whether a chunk must be copied: marked so, or not looked at yet.

@@ -45,6 +45,7 @@ func (m *Mirror) Run(ctx context.Context, _ *job.Job) error {
 		}
 	}
 	l.settleAll()
+	m.tell(time.Now(), true)
 	return err
 }
 
@@ -82,6 +83,7 @@ type loop struct {
 	pending  bool          // the job waits for finalize
 	step     int64         // most bytes of a copy while the target recovers from silence; 0 for no limit but those of all times
 	epoch    uint64        // of the planner, when step was set
+	unfound  time.Time     // nothing can be compared before
 	meter    meter
 	steering steering
 }
@@ -110,8 +112,10 @@ func (l *loop) turn(ctx context.Context) error {
 	if again, err := l.advance(ctx, complete); again || err != nil {
 		return err
 	}
-	if wait == 0 || sample > 0 && sample < wait {
-		wait = sample
+	for _, d := range []time.Duration{sample, l.m.tell(time.Now(), false)} {
+		if wait == 0 || d > 0 && d < wait {
+			wait = d
+		}
 	}
 	l.sleep(ctx, wait, nil)
 	return nil
@@ -205,7 +209,7 @@ func (l *loop) dispatch(ctx context.Context, hurry bool) (time.Duration, error) 
 			return 0, l.knock(ctx)
 		}
 		if !dirty || wait > 0 {
-			return wait, nil
+			return l.verify(ctx, wait)
 		}
 		started, err := l.startCopy(ctx, now)
 		if err != nil {
@@ -293,7 +297,7 @@ func (l *loop) ended(r result) {
 	}
 	l.limiter.Take(r.data-r.claimed, time.Now())
 	if r.sourceErr == nil && r.targetErr == nil {
-		l.retry, l.futile = retryFirst, false
+		l.retry, l.futile = retryFirst, l.futile && r.verify
 		l.grow(r)
 	} else {
 		l.troubled = true

@@ -50,15 +50,15 @@ func TestSchedules(t *testing.T) {
 
 // tally counts, so that one can see that the schedules reach what they are to test.
 type tally struct {
-	jobs, completed, soft, cancelled, failed, ready, audits, synced, requests, faults, quiet, durable, offloaded, silences atomic.Int64
+	jobs, completed, soft, cancelled, failed, ready, audits, synced, requests, faults, quiet, durable, offloaded, silences, verified atomic.Int64
 	networked
 }
 
 func (c *tally) String() string {
 	return fmt.Sprintf("%d jobs (%d ready, %d completed, %d left softly, %d cancelled, %d failed), %d requests, %d failed requests of jobs, "+
-		"%d audits (%d in sync), %d quiet, %d durable, %d bytes offloaded, silent %d times, %v", c.jobs.Load(), c.ready.Load(), c.completed.Load(), c.soft.Load(), c.cancelled.Load(),
+		"%d audits (%d in sync), %d quiet, %d durable, %d bytes offloaded, silent %d times, %d verified, %v", c.jobs.Load(), c.ready.Load(), c.completed.Load(), c.soft.Load(), c.cancelled.Load(),
 		c.failed.Load(), c.requests.Load(), c.faults.Load(), c.audits.Load(), c.synced.Load(), c.quiet.Load(), c.durable.Load(),
-		c.offloaded.Load(), c.silences.Load(), &c.networked)
+		c.offloaded.Load(), c.silences.Load(), c.verified.Load(), &c.networked)
 }
 
 // schedule is one run.
@@ -423,6 +423,10 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 	s.mend(o.TargetIsZero || chance(r, 50))
 	o.TargetIsZero = o.TargetIsZero && block.IsZero(s.target.Bytes())
 	o.Offload = one(r, OffloadAuto, OffloadAuto, OffloadRange, OffloadOff)
+	if o.Verify = o.Sync == SyncFull && chance(r, 50); o.Verify {
+		o.OnDifference = func(d Difference) { s.problem("a difference that is none: %+v; %+v", d, o) }
+		o.OnVerified = func(int64) { s.total.verified.Add(1) }
+	}
 	s.setScope(&o)
 	s.mu.Lock()
 	s.partial = o.Sync != SyncFull
@@ -866,6 +870,8 @@ func (a *actors) judge() {
 		a.problem("the filter is still there")
 	case err == nil && wrong != nil:
 		a.problem("%v; %+v %s", wrong, a.o, history)
+	case err == nil && a.m.State().Proof.Left > 0:
+		a.problem("the job ended well, but was not verified: %+v; %+v %s", a.m.State().Proof, a.o, history)
 	case err == nil && !a.asked.full && !a.asked.soft:
 		a.problem("the job ended by itself: %s", history)
 	case err == nil && a.guest.Node() == a.tn:

@@ -259,8 +259,7 @@ func (k *keeper) clean(off, n int64) bool {
 // needs says whether a range has to survive a crash.
 func (p *planner) needs(off, n int64) bool {
 	chunks := p.d.Outward(off, n)
-	return off+n > p.scanned || p.d.AnySet(chunks) || p.suspects != nil && p.suspects.AnySet(chunks) ||
-		p.claimedFrom(off, off+n) != nil
+	return off+n > p.scanned || p.d.AnySet(chunks) || p.suspects != nil && p.suspects.AnySet(chunks) || p.written(off, off+n)
 }
 
 // markDirty marks everything that is needed and not marked.

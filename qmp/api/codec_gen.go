@@ -1292,6 +1292,18 @@ func (v *JobWork) encodeMembers(e *qmp.Encoder) {
 		e.Key("guest-write-delay-ns")
 		e.Int(*v.GuestWriteDelayNS)
 	}
+	if v.VerifiedBytes != nil {
+		e.Key("verified-bytes")
+		e.Int(*v.VerifiedBytes)
+	}
+	if v.UnverifiedBytes != nil {
+		e.Key("unverified-bytes")
+		e.Int(*v.UnverifiedBytes)
+	}
+	if v.DifferingBytes != nil {
+		e.Key("differing-bytes")
+		e.Int(*v.DifferingBytes)
+	}
 }
 
 // DecodeQMP fills v.
@@ -1325,6 +1337,15 @@ func (v *JobWork) decodeMembers(m *qmp.Members) {
 	}
 	if p := m.Optional("guest-write-delay-ns"); p.Present() {
 		v.GuestWriteDelayNS = new(p.Int(64))
+	}
+	if p := m.Optional("verified-bytes"); p.Present() {
+		v.VerifiedBytes = new(p.Int(64))
+	}
+	if p := m.Optional("unverified-bytes"); p.Present() {
+		v.UnverifiedBytes = new(p.Int(64))
+	}
+	if p := m.Optional("differing-bytes"); p.Present() {
+		v.DifferingBytes = new(p.Int(64))
 	}
 }
 
@@ -5107,6 +5128,10 @@ func (v *BlockdevMirrorArguments) encodeMembers(e *qmp.Encoder) {
 		e.Key("copy-offload")
 		e.String(string(v.CopyOffload))
 	}
+	if v.XVerify != nil {
+		e.Key("x-verify")
+		e.Bool(*v.XVerify)
+	}
 }
 
 // DecodeQMP fills v.
@@ -5161,6 +5186,9 @@ func (v *BlockdevMirrorArguments) decodeMembers(m *qmp.Members) {
 	}
 	if p := m.Optional("copy-offload"); p.Present() {
 		v.CopyOffload = qmp.DecodeEnum[MirrorCopyOffload](p)
+	}
+	if p := m.Optional("x-verify"); p.Present() {
+		v.XVerify = new(p.Bool())
 	}
 }
 
@@ -5728,6 +5756,64 @@ func (v *MirrorResumedEvent) decodeMembers(m *qmp.Members) {
 	if p := m.Optional("reason"); p.Present() {
 		v.Reason = new(p.Text())
 	}
+}
+
+// EncodeQMP writes v.
+func (v *MirrorDifferenceEvent) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *MirrorDifferenceEvent) encodeMembers(e *qmp.Encoder) {
+	e.Key("device")
+	e.String(v.Device)
+	e.Key("offset")
+	e.Int(v.Offset)
+	e.Key("length")
+	e.Int(v.Length)
+	e.Key("differing-bytes")
+	e.Int(v.DifferingBytes)
+}
+
+// DecodeQMP fills v.
+func (v *MirrorDifferenceEvent) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *MirrorDifferenceEvent) decodeMembers(m *qmp.Members) {
+	v.Device = m.Required("device").Text()
+	v.Offset = m.Required("offset").Int(64)
+	v.Length = m.Required("length").Int(64)
+	v.DifferingBytes = m.Required("differing-bytes").Int(64)
+}
+
+// EncodeQMP writes v.
+func (v *MirrorVerifiedEvent) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *MirrorVerifiedEvent) encodeMembers(e *qmp.Encoder) {
+	e.Key("device")
+	e.String(v.Device)
+	e.Key("differing-bytes")
+	e.Int(v.DifferingBytes)
+}
+
+// DecodeQMP fills v.
+func (v *MirrorVerifiedEvent) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *MirrorVerifiedEvent) decodeMembers(m *qmp.Members) {
+	v.Device = m.Required("device").Text()
+	v.DifferingBytes = m.Required("differing-bytes").Int(64)
 }
 
 // EncodeQMP writes v.

@@ -30,6 +30,12 @@ func (*BlockJobErrorEvent) EventName() string { return "BLOCK_JOB_ERROR" }
 // EventName returns MIRROR_RESUMED.
 func (*MirrorResumedEvent) EventName() string { return "MIRROR_RESUMED" }
 
+// EventName returns MIRROR_DIFFERENCE.
+func (*MirrorDifferenceEvent) EventName() string { return "MIRROR_DIFFERENCE" }
+
+// EventName returns MIRROR_VERIFIED.
+func (*MirrorVerifiedEvent) EventName() string { return "MIRROR_VERIFIED" }
+
 // EventName returns BLOCK_JOB_COPY_MODE_CHANGED.
 func (*BlockJobCopyModeChangedEvent) EventName() string { return "BLOCK_JOB_COPY_MODE_CHANGED" }
 
@@ -61,6 +67,10 @@ func newEvent(name string) event {
 		return new(BlockJobErrorEvent)
 	case "MIRROR_RESUMED":
 		return new(MirrorResumedEvent)
+	case "MIRROR_DIFFERENCE":
+		return new(MirrorDifferenceEvent)
+	case "MIRROR_VERIFIED":
+		return new(MirrorVerifiedEvent)
 	case "BLOCK_JOB_COPY_MODE_CHANGED":
 		return new(BlockJobCopyModeChangedEvent)
 	case "BLOCK_IMAGE_CORRUPTED":

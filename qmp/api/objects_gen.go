@@ -553,6 +553,12 @@ type JobWork struct {
 	SecondsLeft *int64
 	// what the job adds to a guest's write on average of late
 	GuestWriteDelayNS *int64
+	// bytes of both disks that were compared and found equal
+	VerifiedBytes *int64
+	// bytes that are to be compared still
+	UnverifiedBytes *int64
+	// bytes of the sectors of 512 bytes that were found to differ
+	DifferingBytes *int64
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -2092,6 +2098,8 @@ type BlockdevMirrorArguments struct {
 	Bitmap *string
 	// what the kernel may do to copy data between two image files (an addition; default: auto)
 	CopyOffload MirrorCopyOffload
+	// when the job is ready, compare both disks once over, and copy again what differs; the job completes when all was found equal.  Needs sync=full (an addition; default: false)
+	XVerify *bool
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -2405,6 +2413,41 @@ func (v MirrorResumedEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v
 
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *MirrorResumedEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// MirrorDifferenceEvent: The target of a mirror with x-verify differed from its source, though it
+// was copied.  The range is copied again (an addition).  At most 16 are told
+// in a second: what comes after is joined to one range.
+type MirrorDifferenceEvent struct {
+	// id of the job
+	Device string
+	// first byte of the range
+	Offset int64
+	// bytes of the range
+	Length int64
+	// bytes of the sectors of 512 bytes in it that differed
+	DifferingBytes int64
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v MirrorDifferenceEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *MirrorDifferenceEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// MirrorVerifiedEvent: A mirror with x-verify has compared both disks once over, and all is equal,
+// or is again (an addition).
+type MirrorVerifiedEvent struct {
+	// id of the job
+	Device string
+	// bytes of the sectors of 512 bytes that differed
+	DifferingBytes int64
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v MirrorVerifiedEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *MirrorVerifiedEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobCopyModeChangedEvent: A mirror changed its copy mode (an addition).
 type BlockJobCopyModeChangedEvent struct {
