@@ -139,12 +139,12 @@ func eachRun(b *bitmap.Bitmap, f func(off, n int64)) {
 	}
 }
 
-// hotLimit is the bound of the hot set: a GiB, in not too few and not too many regions.
+// hotLimit is the bound of the hot set: 4 GiB, in not too few regions. A guest whose writes stay within that pays next to nothing.
 func (l *Log) hotLimit() int {
 	if l.config.Hot > 0 {
 		return l.config.Hot
 	}
-	return int(min(max(1<<30>>l.shift, 64), 1024))
+	return int(max(4<<30>>l.shift, 64))
 }
 
 func (l *Log) regions() int64 { return regionsOf(l.config.Size, l.shift) }
