@@ -13,6 +13,7 @@
  *   MODE0     the mode at first, 0 background CANCEL  1 if the job may be cancelled by force
  *   TORN      1 if the source is read and written byte by byte, else a request is one step
  *   WIDE      1 if a copy may claim both chunks, and give the second one back
+ *   SILENCES  times that the target falls silent
  *   SHAPES    2 for requests of all shapes, 1 for a few that matter
  * Each MUT_… breaks one rule of the algorithm; spin must notice.
  */
@@ -56,9 +57,11 @@ byte inFlight;               /* requests of guests past the gate */
 bit  copies;                 /* the loop lets copies begin */
 bit  token;                  /* the right to flush the target */
 bit  failed, cancelled, pivoted, over;
+bit  silent;                 /* the target gives no answer */
+bit  gaveUp, lateLoss;       /* the flush under way was given up; one that was has failed since */
 
 /* What is left of the bounds. */
-byte ops = OPS, fails = FAILS, switches = SWITCHES, flushes = FLUSHES;
+byte ops = OPS, fails = FAILS, switches = SWITCHES, flushes = FLUSHES, silences = SILENCES;
 
 /* ---- Invariants */
 
@@ -75,8 +78,10 @@ byte ops = OPS, fails = FAILS, switches = SWITCHES, flushes = FLUSHES;
 
 #ifdef MUT_SYNC_WRITERS
 #define SYNCED (mode == BLOCKING && !stopped && scanned == SIZE && D == 0 && copying == 0)
-#else
+#elif defined(MUT_SILENT_SYNC)
 #define SYNCED (mode == BLOCKING && !stopped && writers == 0 && scanned == SIZE && D == 0 && copying == 0)
+#else
+#define SYNCED (mode == BLOCKING && !stopped && !silent && writers == 0 && scanned == SIZE && D == 0 && copying == 0)
 #endif
 
 bit I1_holds = 1, I2_holds = 1, I7_holds = 1, sync_holds = 1; /* for the names in spin's messages */
@@ -98,8 +103,13 @@ end:
 /* What of a guest's write goes to the target, decided when its claim is granted (I4, I5). */
 inline admit(g) {
 	if
+	:: silent ->
+#ifndef MUT_SILENT_CLEAN
+		D = D | OUT(gmask[g]);
+#endif
+		gtarget[g] = 0
 #ifndef MUT_UNSCANNED
-	:: gmask[g] >> scanned -> /* some of it was not scanned: all of it counts as dirty */
+	:: !silent && gmask[g] >> scanned -> /* some of it was not scanned: all of it counts as dirty */
 		D = D | OUT(gmask[g]);
 		gtarget[g] = 0
 #endif
@@ -170,14 +180,31 @@ inline flush(ok) {
 	}
 	atomic {
 		if
-		:: !cancelled -> ok = 1; lasting[0] = dst[0]; lasting[1] = dst[1]; lasting[2] = dst[2]; lasting[3] = dst[3]
+#ifdef MUT_LATE_LOSS
+		:: lateLoss && !cancelled -> ok = 1; lateLoss = 0; silent = 0; dst[0] = lasting[0]; dst[1] = lasting[1]
+#endif
+		:: !cancelled && !lateLoss -> ok = 1; silent = 0;
+			lasting[0] = dst[0]; lasting[1] = dst[1]; lasting[2] = dst[2]; lasting[3] = dst[3]
+		:: lateLoss && !cancelled -> ok = 0; lateLoss = 0
 		:: fails > 0 && !cancelled -> fails--; ok = 0
+		:: silent && !cancelled && !lateLoss -> /* given up: it may do its work late, or fail late */
+			gaveUp = 1; ok = 0;
+			if
+			:: lasting[0] = dst[0]; lasting[1] = dst[1]; lasting[2] = dst[2]; lasting[3] = dst[3]
+			:: true
+			:: fails > 0 -> fails--; lateLoss = 1
+			fi
 		:: cancelled -> ok = 0
 		fi
 	}
 	atomic {
 		if
-		:: !ok ->
+		:: gaveUp ->
+			gaveUp = 0;
+#ifndef MUT_GIVEN_UP_FLUSH
+			fresh = fresh | flushing
+#endif
+		:: !ok && !gaveUp ->
 			if
 			:: dst[0] = lasting[0]; dst[1] = lasting[1]
 			:: true
@@ -247,9 +274,12 @@ end:
 		:: gmask[me] = 15
 #endif
 		fi;
-		gmode[me] = (stopped -> BYPASS : mode);
+		gmode[me] = (stopped -> BYPASS : (silent -> BACKGROUND : mode));
 		if
 		:: gmode[me] == BACKGROUND ->
+			/* Nor does it count as in sync when the next write leaves the target alone. */
+			sync_holds = !SYNCED;
+			assert(sync_holds);
 			writers++;
 #ifdef MUT_DIRTY_BEFORE
 			D = D | OUT(gmask[me])
@@ -287,9 +317,9 @@ end:
 		}
 		atomic {
 			if
-			:: !cancelled -> MIRROR(0, gvalue[me]); MIRROR(1, gvalue[me]); MIRROR(2, gvalue[me]); MIRROR(3, gvalue[me])
-			:: fails > 0 || cancelled ->
-				fails = (fails -> fails - 1 : 0);
+			:: !cancelled -> silent = 0; MIRROR(0, gvalue[me]); MIRROR(1, gvalue[me]); MIRROR(2, gvalue[me]); MIRROR(3, gvalue[me])
+			:: fails > 0 || cancelled || silent ->
+				fails = (fails && !silent -> fails - 1 : fails);
 				MIRROR(0, GARBAGE); MIRROR(1, GARBAGE); MIRROR(2, GARBAGE); MIRROR(3, GARBAGE);
 				targetBad = 1
 			fi
@@ -397,9 +427,9 @@ inline copyChunk(c, i) {
 write:
 	atomic {
 		if
-		:: !cancelled -> dst[i] = b0; dst[i + 1] = b1
-		:: fails > 0 || cancelled ->
-			fails = (fails -> fails - 1 : 0);
+		:: !cancelled -> silent = 0; dst[i] = b0; dst[i + 1] = b1
+		:: fails > 0 || cancelled || silent ->
+			fails = (fails && !silent -> fails - 1 : fails);
 			dst[i] = GARBAGE; dst[i + 1] = GARBAGE;
 			targetBad = 1
 		fi;
@@ -601,6 +631,8 @@ proctype operator() {
 end:
 	do
 	:: atomic { switches > 0 && !over -> switches--; mode = 1 - mode }
+	/* Somebody has waited for long enough. What is under way on the target is given up from now on, done or not. */
+	:: atomic { silences > 0 && scanned == SIZE && !over -> silences--; silent = 1 }
 #if CANCEL
 	:: atomic { !cancelled && !pivoted -> cancelled = 1 }
 #endif
