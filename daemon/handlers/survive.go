@@ -159,19 +159,22 @@ func (h *Handlers) endKept(k *keptMirror) error {
 		return nil
 	}
 	var undone error
+	recorded := false
 	err := h.graph.Change(context.Background(), func(tx *block.Tx) error {
 		h.dropKept(k)
-		if !h.kept.on {
+		if recorded = h.kept.on; !recorded {
 			return nil
 		}
 		return h.record(tx, nil, &undone)
 	})
 	err = errors.Join(err, undone, k.close())
-	if err != nil { // the file says that the mirror has ended, so it has to stay as long as the state names it
+	switch {
+	case err != nil:
 		h.kept.Trouble(fmt.Errorf("job '%s' has ended: %w", *k.args.JobID, err))
-		return nil
+	case recorded: // else the state may name the files, which say that the mirror has ended
+		return h.dropFiles(k)
 	}
-	return h.dropFiles(k)
+	return nil
 }
 
 // intentTrouble tells that an intent file could not be written.
