@@ -334,3 +334,59 @@ func TestMirrorToAnotherDaemonGoesOn(t *testing.T) {
 		t.Errorf("%v is left", left)
 	}
 }
+
+// What cannot be recorded of a mirror is refused and leaves nothing. An intent file that is damaged or gone costs copies, and nothing else.
+func TestMirrorCannotBeRecorded(t *testing.T) {
+	const size = 8 << 20
+	d := survivor(t, folder(t))
+	randomImage(t, d.path("src.img"), size, 10)
+	image(t, d.path("dst.img"), size, 0)
+	d.disk("src", d.path("src.img"), nil)
+	d.disk("dst", d.path("dst.img"), nil)
+	before := d.everything()
+	full := d.path("state/state.new/full")
+	must(t, os.MkdirAll(full, 0o700))
+	d.refused("blockdev-mirror", mirrorArgs(nil), "cannot record this in the state directory")
+	differ(t, before, d.everything())
+	if left, _ := filepath.Glob(d.path("state/intent-*")); len(left) > 0 || len(d.mirrorJobs()) > 0 {
+		t.Errorf("%v is left", left)
+	}
+	must(t, os.RemoveAll(filepath.Dir(full)))
+	d.mirror(args{"speed": 1 << 20})
+	must(t, os.MkdirAll(full, 0o700))
+	for command, a := range map[string]args{
+		"block-job-set-speed": {"device": "m", "speed": 5},
+		"job-pause":           {"id": "m"},
+		"block-job-change":    {"id": "m", "type": "mirror", "copy-mode": "write-blocking"},
+	} {
+		d.refused(command, a, "cannot record this in the state directory")
+		if j := d.theJob(); j.Speed != 1<<20 || j.Paused {
+			t.Errorf("after %s: %+v", command, j)
+		}
+	}
+	must(t, os.RemoveAll(filepath.Dir(full)))
+	d.do("block-job-set-speed", args{"device": "m", "speed": 0})
+	d.isReady()
+	for _, damage := range []struct {
+		what func(path string) error
+		says string
+	}{
+		{func(path string) error { return os.Truncate(path, 4096) }, "record at offset 4096"},
+		{os.Remove, "no such file"},
+		{func(path string) error { return os.WriteFile(path, []byte("QFI\xfb"), 0o600) }, "header at offset 0"},
+	} {
+		d.crash()
+		files, _ := filepath.Glob(d.path("state/intent-*"))
+		if len(files) != 1 {
+			t.Fatal(files)
+		}
+		must(t, damage.what(files[0]))
+		d = survivor(t, d.dir)
+		d.isReady()
+		if j := d.theJob(); j.Copied != size || !strings.Contains(d.stderr.String(), damage.says) || !strings.Contains(d.stderr.String(), files[0]) {
+			t.Errorf("%+v, and it says %s, not %s", j, d.stderr.String(), damage.says)
+		}
+	}
+	d.quit()
+	sameFiles(t, d.path("src.img"), d.path("dst.img"))
+}
