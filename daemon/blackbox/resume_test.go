@@ -240,6 +240,7 @@ func TestMirrorGoesOnAfterAStop(t *testing.T) {
 		if j := d.theJob(); !j.Paused || j.Speed != 2<<20 {
 			t.Errorf("%+v", j)
 		}
+		d.wait("MIRROR_RESUMED", args{"device": "m"})
 	}
 	d.do("block-job-set-speed", args{"device": "m", "speed": 0})
 	d.do("job-resume", args{"id": "m"})
@@ -248,6 +249,7 @@ func TestMirrorGoesOnAfterAStop(t *testing.T) {
 	sameFiles(t, d.path("src.img"), d.path("dst.img"))
 	d = survivor(t, d.dir)
 	d.isReady()
+	d.wait("MIRROR_RESUMED", args{"bytes-left": 0, "all": false})
 	if j := d.theJob(); j.Copied > 0 {
 		t.Errorf("after a stop at READY it copied %d bytes", j.Copied)
 	}

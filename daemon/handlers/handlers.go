@@ -70,6 +70,7 @@ type Handlers struct {
 	opened  map[*block.Node]*openedNode // what nodes were opened with
 	jobNodes
 	kept        kept
+	news        news
 	connections *connections // of the command that runs, see connecting
 }
 
@@ -110,6 +111,7 @@ func New(c Config) *Handlers {
 // Dispatch executes a command of a monitor.
 func (h *Handlers) Dispatch(ctx context.Context, name string, args *qmp.Object) (any, error) {
 	h.takeNotes()
+	h.announce(ctx)
 	result, err := api.Dispatch(ctx, h, name, args)
 	return result, asQMP(h.config.Explain(err))
 }

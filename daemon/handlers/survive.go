@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/bitmap"
@@ -17,6 +18,7 @@ import (
 	"github.com/blkmirror/blkmirror/job/mirror/intent"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
+	"github.com/blkmirror/blkmirror/qmp/server"
 )
 
 // keptMirror is a mirror that a restart brings back, with an intent file of its own.
@@ -347,9 +349,43 @@ func (r *restoring) resume(ctx context.Context, j *resumption) error {
 		if h.kept.Resumed != nil {
 			h.kept.Resumed(o.JobID, left, reason)
 		}
-		h.config.Emit(&api.MirrorResumedEvent{Device: o.JobID, BytesLeft: left, All: found.Dirty == nil, Reason: nonEmpty(reason)})
+		h.tell(&api.MirrorResumedEvent{Device: o.JobID, BytesLeft: left, All: found.Dirty == nil, Reason: nonEmpty(reason)})
 	}}
 	return h.startKept(ctx, &j.args, o, found)
+}
+
+// news are events of the start, which are kept until somebody is there: they come after the reply to the first command.
+type news struct {
+	mu struct {
+		sync.Mutex
+		waiting []qmp.Event
+		heard   bool // a command came
+	}
+}
+
+func (h *Handlers) tell(e qmp.Event) {
+	h.news.mu.Lock()
+	defer h.news.mu.Unlock()
+	if h.news.mu.heard {
+		h.config.Emit(e)
+		return
+	}
+	h.news.mu.waiting = append(h.news.mu.waiting, e)
+}
+
+// announce tells what has happened before the first command.
+func (h *Handlers) announce(ctx context.Context) {
+	h.news.mu.Lock()
+	waiting := h.news.mu.waiting
+	h.news.mu.waiting, h.news.mu.heard = nil, true
+	h.news.mu.Unlock()
+	if len(waiting) > 0 {
+		server.AfterReply(ctx, func() {
+			for _, e := range waiting {
+				h.config.Emit(e)
+			}
+		})
+	}
 }
 
 // jobsNow are the mirrors that were brought back, as the state is to have them from now on.

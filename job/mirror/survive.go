@@ -411,7 +411,7 @@ func (l *loop) findZeroes(ctx context.Context) error {
 			m.mu.Unlock()
 		}
 		at += extent.Len
-		if err := l.look(ctx); err != nil {
+		if err := context.Cause(ctx); err != nil { // no pause: what is left is to be known first
 			return err
 		}
 	}
