@@ -16,9 +16,9 @@ const (
 	minBufferShift = 12 // 4 KiB
 	maxBufferShift = 25 // 32 MiB, the largest request that an export takes
 
-	// Buffers from this size on are cut from huge pages: direct I/O has to look up and hold every page of a buffer, so small pages
+	// Buffers from this size on are put into huge pages: direct I/O has to look up and hold every page of a buffer, so small pages
 	// make it take about twice the processor time.
-	hugeShift = 18
+	hugeShift = 20
 	hugePage  = 2 << 20
 )
 
@@ -45,24 +45,21 @@ func GetBuffer(n int) *Buffer {
 	return b
 }
 
-// newBuffer makes buffers of a class, returns one and leaves the others to whoever asks next.
+// newBuffer makes a buffer of a class.
 func newBuffer(class int) *Buffer {
-	size := 1 << class
-	if class < hugeShift {
-		return &Buffer{whole: alignedBytes(size), class: class}
+	b := &Buffer{whole: alignedBytes(1 << class), class: class}
+	if class >= hugeShift {
+		askHuge(b.whole)
 	}
-	memory := hugeBytes(max(size, hugePage))
-	for rest := memory[size:]; len(rest) > 0; rest = rest[size:] {
-		bufferPools[class].Put(&Buffer{whole: rest[:size:size], class: class})
-	}
-	return &Buffer{whole: memory[:size:size], class: class}
+	return b
 }
 
-// hugeBytes is memory made of huge pages where the kernel has some; n is a multiple of their size.
-func hugeBytes(n int) []byte {
-	p := bytesAt(n, hugePage)
-	_ = syscall.Madvise(p, syscall.MADV_HUGEPAGE) // without them it is only slower
-	return p
+// askHuge has the kernel back memory with huge pages, and what lies around it up to their borders: that is the heap's, too. Where
+// the kernel has none, or small pages are there already, it is only slower.
+func askHuge(p []byte) {
+	start := uintptr(unsafe.Pointer(&p[0])) &^ (hugePage - 1)
+	end := (uintptr(unsafe.Pointer(&p[0])) + uintptr(len(p)) + hugePage - 1) &^ (hugePage - 1)
+	_, _, _ = syscall.Syscall(syscall.SYS_MADVISE, start, end-start, syscall.MADV_HUGEPAGE)
 }
 
 // BufferBytes is how much memory a buffer of n bytes takes, 0 for none.
@@ -85,14 +82,11 @@ func (b *Buffer) Release() {
 	bufferPools[b.class].Put(b)
 }
 
-func alignedBytes(n int) []byte { return bytesAt(n, BufferAlign) }
-
-// bytesAt is memory that starts at a multiple of align.
-func bytesAt(n, align int) []byte {
-	raw := make([]byte, n+align)
+func alignedBytes(n int) []byte {
+	raw := make([]byte, n+BufferAlign)
 	skip := 0
-	if rest := int(uintptr(unsafe.Pointer(&raw[0])) % uintptr(align)); rest != 0 {
-		skip = align - rest
+	if rest := uintptr(unsafe.Pointer(&raw[0])) % BufferAlign; rest != 0 {
+		skip = int(BufferAlign - rest)
 	}
 	return raw[skip : skip+n : skip+n]
 }
