@@ -3,8 +3,10 @@
 package blackbox
 
 import (
+	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/blkmirror/blkmirror/qmp/client"
@@ -58,4 +60,47 @@ func TestMirrorVerifies(t *testing.T) {
 	d := start(t)
 	d.disks(1<<20, nil)
 	d.refused("blockdev-mirror", mirrorArgs(args{"sync": "none", "x-verify": true}), "x-verify", "full")
+}
+
+// Two images are compared, of whatever format; an export that may write to one of them is in the way.
+func TestBlockdevVerify(t *testing.T) {
+	for _, format := range []string{"raw", "qcow2"} {
+		t.Run(format, func(t *testing.T) {
+			tool(t, "qemu-img")
+			d := start(t)
+			const size = 16 << 20
+			image(t, d.path("a"), size, 1<<20, 0, size/2)
+			run(t, "qemu-img", "convert", "-f", "raw", "-O", format, d.path("a"), d.path("b"))
+			run(t, "cp", d.path("a"), d.path("c"))
+			poke(t, d.path("c"), size/2+700, "rot")
+			poke(t, d.path("c"), size-1, "x")
+			d.disk("a", d.path("a"), args{"read-only": true})
+			d.disk("c", d.path("c"), nil)
+			d.do("blockdev-add", args{"driver": format, "node-name": "b", "file": args{"driver": "file", "filename": d.path("b")}})
+
+			d.do("blockdev-verify", args{"job-id": "v", "device": "a", "target": "b"})
+			d.wait("BLOCKDEV_VERIFIED", args{"device": "v", "verified-bytes": size, "differing-bytes": 0})
+			equal := d.wait("BLOCK_JOB_COMPLETED", args{"device": "v", "type": "verify"})
+			if text, failed := equal.Data.Get("error"); failed {
+				t.Errorf("equal disks: %v", text)
+			}
+			d.wait("JOB_STATUS_CHANGE", args{"status": "null"})
+
+			d.do("blockdev-verify", args{"job-id": "v", "device": "b", "target": "c", "auto-dismiss": false})
+			first := size/2 + 512
+			d.wait("BLOCKDEV_VERIFIED", args{"device": "v", "verified-bytes": size - 1024, "differing-bytes": 1024, "first-difference": first})
+			e := d.wait("BLOCK_JOB_COMPLETED", args{"device": "v"})
+			text, _ := e.Data.Get("error")
+			for _, words := range []string{"'b'", "'c'", fmt.Sprint("offset ", first), "1024 bytes"} {
+				if !strings.Contains(fmt.Sprint(text), words) {
+					t.Errorf("error %q does not say %q", text, words)
+				}
+			}
+			d.wait("JOB_STATUS_CHANGE", args{"status": "concluded"})
+			d.do("job-dismiss", args{"id": "v"})
+
+			d.export("c")
+			d.refused("blockdev-verify", args{"job-id": "v", "device": "a", "target": "c"}, "'c'", "export-c")
+		})
+	}
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/blkmirror/blkmirror/job"
 	"github.com/blkmirror/blkmirror/job/mirror"
+	"github.com/blkmirror/blkmirror/job/verify"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
 )
@@ -124,8 +125,11 @@ func (h *Handlers) QueryJobs(context.Context) ([]api.JobInfo, error) {
 		i := j.Info()
 		info := api.JobInfo{ID: i.ID, Type: api.JobType(i.Type), Status: api.JobStatus(i.Status.String()),
 			CurrentProgress: i.Current, TotalProgress: i.Total, Error: nonEmpty(i.Error)}
-		if m, ok := j.Body().(*mirror.Mirror); ok {
-			info.JobWork = work(m.State())
+		switch body := j.Body().(type) {
+		case *mirror.Mirror:
+			info.JobWork = work(body.State())
+		case *verify.Verify:
+			info.JobWork = compared(body.State())
 		}
 		list = append(list, info)
 	}

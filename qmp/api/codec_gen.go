@@ -5193,6 +5193,70 @@ func (v *BlockdevMirrorArguments) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *BlockdevVerifyArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockdevVerifyArguments) encodeMembers(e *qmp.Encoder) {
+	e.Key("job-id")
+	e.String(v.JobID)
+	e.Key("device")
+	e.String(v.Device)
+	e.Key("target")
+	e.String(v.Target)
+	if v.Speed != nil {
+		e.Key("speed")
+		e.Int(*v.Speed)
+	}
+	if v.OnSourceError != "" {
+		e.Key("on-source-error")
+		e.String(string(v.OnSourceError))
+	}
+	if v.OnTargetError != "" {
+		e.Key("on-target-error")
+		e.String(string(v.OnTargetError))
+	}
+	if v.AutoFinalize != nil {
+		e.Key("auto-finalize")
+		e.Bool(*v.AutoFinalize)
+	}
+	if v.AutoDismiss != nil {
+		e.Key("auto-dismiss")
+		e.Bool(*v.AutoDismiss)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockdevVerifyArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockdevVerifyArguments) decodeMembers(m *qmp.Members) {
+	v.JobID = m.Required("job-id").Text()
+	v.Device = m.Required("device").Text()
+	v.Target = m.Required("target").Text()
+	if p := m.Optional("speed"); p.Present() {
+		v.Speed = new(p.Int(64))
+	}
+	if p := m.Optional("on-source-error"); p.Present() {
+		v.OnSourceError = qmp.DecodeEnum[BlockdevOnError](p)
+	}
+	if p := m.Optional("on-target-error"); p.Present() {
+		v.OnTargetError = qmp.DecodeEnum[BlockdevOnError](p)
+	}
+	if p := m.Optional("auto-finalize"); p.Present() {
+		v.AutoFinalize = new(p.Bool())
+	}
+	if p := m.Optional("auto-dismiss"); p.Present() {
+		v.AutoDismiss = new(p.Bool())
+	}
+}
+
+// EncodeQMP writes v.
 func (v *JobPauseArguments) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -5814,6 +5878,42 @@ func (v *MirrorVerifiedEvent) DecodeQMP(p qmp.Param) {
 func (v *MirrorVerifiedEvent) decodeMembers(m *qmp.Members) {
 	v.Device = m.Required("device").Text()
 	v.DifferingBytes = m.Required("differing-bytes").Int(64)
+}
+
+// EncodeQMP writes v.
+func (v *BlockdevVerifiedEvent) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockdevVerifiedEvent) encodeMembers(e *qmp.Encoder) {
+	e.Key("device")
+	e.String(v.Device)
+	e.Key("verified-bytes")
+	e.Int(v.VerifiedBytes)
+	e.Key("differing-bytes")
+	e.Int(v.DifferingBytes)
+	if v.FirstDifference != nil {
+		e.Key("first-difference")
+		e.Int(*v.FirstDifference)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockdevVerifiedEvent) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockdevVerifiedEvent) decodeMembers(m *qmp.Members) {
+	v.Device = m.Required("device").Text()
+	v.VerifiedBytes = m.Required("verified-bytes").Int(64)
+	v.DifferingBytes = m.Required("differing-bytes").Int(64)
+	if p := m.Optional("first-difference"); p.Present() {
+		v.FirstDifference = new(p.Int(64))
+	}
 }
 
 // EncodeQMP writes v.

@@ -67,6 +67,12 @@ type Commands interface {
 	// until the job is completed or cancelled.
 	BlockdevMirror(ctx context.Context, args *BlockdevMirrorArguments) error
 
+	// BlockdevVerify is blockdev-verify. Starts a job that compares two disks to which nobody writes meanwhile.  It
+	// goes over both in whole, and fails in the end if they differ: the error says
+	// where first and in how many bytes.  A mirror compares its own disks with
+	// x-verify.  An addition to QEMU's protocol.
+	BlockdevVerify(ctx context.Context, args *BlockdevVerifyArguments) error
+
 	// JobPause is job-pause. Pauses a job.
 	JobPause(ctx context.Context, args *JobPauseArguments) error
 
@@ -313,6 +319,12 @@ func Dispatch(ctx context.Context, impl Commands, name string, args *qmp.Object)
 			return nil, err
 		}
 		return nil, impl.BlockdevMirror(ctx, &a)
+	case "blockdev-verify":
+		var a BlockdevVerifyArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.BlockdevVerify(ctx, &a)
 	case "job-pause":
 		var a JobPauseArguments
 		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
@@ -579,6 +591,7 @@ var commandNames = []string{
 	"query-block-exports",
 	"query-qmp-schema",
 	"blockdev-mirror",
+	"blockdev-verify",
 	"job-pause",
 	"job-resume",
 	"job-cancel",

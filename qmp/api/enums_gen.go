@@ -202,6 +202,7 @@ const (
 	JobTypeSnapshotLoad   JobType = "snapshot-load"   // snapshot-load
 	JobTypeSnapshotSave   JobType = "snapshot-save"   // snapshot-save
 	JobTypeSnapshotDelete JobType = "snapshot-delete" // snapshot-delete
+	JobTypeVerify         JobType = "verify"          // blockdev-verify (an addition)
 )
 
 // Valid tells whether v is one of the values.
@@ -215,7 +216,8 @@ func (v JobType) Valid() bool {
 		JobTypeAmend,
 		JobTypeSnapshotLoad,
 		JobTypeSnapshotSave,
-		JobTypeSnapshotDelete:
+		JobTypeSnapshotDelete,
+		JobTypeVerify:
 		return true
 	}
 	return false

@@ -36,6 +36,9 @@ func (*MirrorDifferenceEvent) EventName() string { return "MIRROR_DIFFERENCE" }
 // EventName returns MIRROR_VERIFIED.
 func (*MirrorVerifiedEvent) EventName() string { return "MIRROR_VERIFIED" }
 
+// EventName returns BLOCKDEV_VERIFIED.
+func (*BlockdevVerifiedEvent) EventName() string { return "BLOCKDEV_VERIFIED" }
+
 // EventName returns BLOCK_JOB_COPY_MODE_CHANGED.
 func (*BlockJobCopyModeChangedEvent) EventName() string { return "BLOCK_JOB_COPY_MODE_CHANGED" }
 
@@ -71,6 +74,8 @@ func newEvent(name string) event {
 		return new(MirrorDifferenceEvent)
 	case "MIRROR_VERIFIED":
 		return new(MirrorVerifiedEvent)
+	case "BLOCKDEV_VERIFIED":
+		return new(BlockdevVerifiedEvent)
 	case "BLOCK_JOB_COPY_MODE_CHANGED":
 		return new(BlockJobCopyModeChangedEvent)
 	case "BLOCK_IMAGE_CORRUPTED":

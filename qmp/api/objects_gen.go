@@ -2108,6 +2108,36 @@ func (v BlockdevMirrorArguments) MarshalJSON() ([]byte, error) { return qmp.Enco
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockdevMirrorArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// BlockdevVerifyArguments are the arguments of a command.
+// Starts a job that compares two disks to which nobody writes meanwhile.  It
+// goes over both in whole, and fails in the end if they differ: the error says
+// where first and in how many bytes.  A mirror compares its own disks with
+// x-verify.  An addition to QEMU's protocol.
+type BlockdevVerifyArguments struct {
+	// id of the job
+	JobID string
+	// one node
+	Device string
+	// the other node, of the same size
+	Target string
+	// bytes of one side per second (default: 0, no limit)
+	Speed *int64
+	// what to do when reading @device fails (default: report)
+	OnSourceError BlockdevOnError
+	// what to do when reading @target fails (default: report)
+	OnTargetError BlockdevOnError
+	// do not wait for job-finalize (default: true)
+	AutoFinalize *bool
+	// do not wait for job-dismiss (default: true)
+	AutoDismiss *bool
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevVerifyArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevVerifyArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // JobPauseArguments are the arguments of a command.
 // Pauses a job.
 type JobPauseArguments struct {
@@ -2448,6 +2478,24 @@ func (v MirrorVerifiedEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&
 
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *MirrorVerifiedEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockdevVerifiedEvent: A blockdev-verify job has compared both disks (an addition).
+type BlockdevVerifiedEvent struct {
+	// id of the job
+	Device string
+	// bytes that are equal
+	VerifiedBytes int64
+	// bytes of the sectors of 512 bytes that differ
+	DifferingBytes int64
+	// offset of the first such sector; absent if there is none
+	FirstDifference *int64
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockdevVerifiedEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockdevVerifiedEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockJobCopyModeChangedEvent: A mirror changed its copy mode (an addition).
 type BlockJobCopyModeChangedEvent struct {

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package verify
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/job"
+)
+
+// Options are the arguments of a comparison.
+type Options struct {
+	JobID          string
+	Device, Target *block.Node
+	Speed          int64 // bytes of one side per second, 0 for no limit
+	OnSourceError  job.Policy
+	OnTargetError  job.Policy
+	AutoFinalize   bool
+	AutoDismiss    bool
+	OnEnd          func(State) // told when the whole disk was compared, from the job's goroutine; may be nil
+}
+
+// State is what was found so far.
+type State struct {
+	Verified  int64 // bytes that are equal
+	Left      int64 // bytes that are to be compared still
+	Differing int64 // bytes of the sectors of 512 bytes that differ
+	First     int64 // offset of the first of them, if Differing is not 0
+}
+
+// Verify is the body of the job.
+type Verify struct {
+	opts           Options
+	graph          *block.Graph
+	job            *job.Job
+	device, target *block.Backend
+
+	mu struct {
+		sync.Mutex
+		state State
+	}
+}
+
+// Start starts a comparison.
+func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, o Options, after job.After) (*Verify, error) {
+	if o.Device.Unfiltered() == o.Target.Unfiltered() {
+		return nil, invalid("Node '%s' cannot be compared with itself", o.Device.Name())
+	}
+	if a, b := o.Device.Size(), o.Target.Size(); a != b {
+		return nil, invalid("Node '%s' has %d bytes and node '%s' %d: they cannot be equal", o.Device.Name(), a, o.Target.Name(), b)
+	}
+	v := &Verify{opts: o, graph: graph}
+	v.mu.state.Left = o.Device.Size()
+	var err error
+	v.job, err = jobs.Add(job.Config{ID: o.JobID, Type: "verify", BlockJob: true, Speed: o.Speed,
+		AutoFinalize: o.AutoFinalize, AutoDismiss: o.AutoDismiss, Body: v})
+	if err != nil {
+		return nil, err
+	}
+	if err := graph.Change(ctx, v.attach); err != nil {
+		v.job.Abandon()
+		return nil, err
+	}
+	v.job.Start(after)
+	return v, nil
+}
+
+// attach takes both disks for reading, and keeps writers away.
+func (v *Verify) attach(tx *block.Tx) (err error) {
+	const share = block.PermConsistentRead | block.PermWriteUnchanged
+	user := "block job '" + v.opts.JobID + "'"
+	for _, n := range []*block.Node{v.opts.Device, v.opts.Target} {
+		if err := n.Busy(); err != nil {
+			return err
+		}
+	}
+	if v.device, err = tx.Attach(v.opts.Device, user, block.PermConsistentRead, share); err != nil {
+		return err
+	}
+	v.target, err = tx.Attach(v.opts.Target, user, block.PermConsistentRead, share)
+	return err
+}
+
+// Clean gives the disks up.
+func (v *Verify) Clean(error) error {
+	return v.graph.Change(context.Background(), func(tx *block.Tx) error {
+		tx.Detach(v.device)
+		tx.Detach(v.target)
+		return nil
+	})
+}
+
+// State is a snapshot.
+func (v *Verify) State() State {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.mu.state
+}
+
+// enter passes the gates of both disks. Whoever waits for one holds not the other, since they may be drained together.
+func (v *Verify) enter(ctx context.Context) error {
+	a, b := v.device.Gate(), v.target.Gate()
+	for {
+		if err := v.job.Enter(ctx, a); err != nil {
+			return err
+		}
+		if b.TryEnter() {
+			return nil
+		}
+		a.Leave()
+		if err := v.job.Enter(ctx, b); err != nil {
+			return err
+		}
+		b.Leave()
+	}
+}
+
+func (v *Verify) leave() {
+	v.target.Gate().Leave()
+	v.device.Gate().Leave()
+}
+
+func invalid(format string, args ...any) error {
+	return &block.Error{Kind: block.KindInvalid, Op: block.OpGraph, Err: fmt.Errorf(format, args...)}
+}
