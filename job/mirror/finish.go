@@ -143,15 +143,15 @@ func (l *loop) complete(ctx context.Context) error {
 func (l *loop) drained(ctx context.Context, f func(*block.Tx) error) error {
 	m := l.m
 	l.settleAll()
-	w := l.beginWait(ctx)
-	defer w.end()
-	err := m.graph.Change(w.ctx, func(tx *block.Tx) error {
+	ctx, w := m.job.BeginWait(ctx)
+	defer w.End()
+	err := m.graph.Change(ctx, func(tx *block.Tx) error {
 		m.hold() // others wait for the graph, too
 		defer m.release()
-		if err := tx.Drain(w.ctx, m.backend.Gate(), m.node); err != nil {
+		if err := tx.Drain(ctx, m.backend.Gate(), m.node); err != nil {
 			return err
 		}
-		if err := w.over(); err != nil {
+		if err := w.Over(); err != nil {
 			return err
 		}
 		return f(tx)

@@ -40,7 +40,7 @@ func (m *Mirror) Run(ctx context.Context, _ *job.Job) error {
 		defer m.keeper.start()()
 	}
 	for err == nil && !m.gone {
-		if err = l.turn(ctx); errors.Is(err, errPause) {
+		if err = l.turn(ctx); errors.Is(err, job.ErrPause) {
 			err = nil // the next turn begins with it
 		}
 	}
