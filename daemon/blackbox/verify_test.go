@@ -78,8 +78,13 @@ func TestBlockdevVerify(t *testing.T) {
 			d.disk("c", d.path("c"), nil)
 			d.do("blockdev-add", args{"driver": format, "node-name": "b", "file": args{"driver": "file", "filename": d.path("b")}})
 
-			d.do("blockdev-verify", args{"job-id": "v", "device": "a", "target": "b"})
-			d.wait("BLOCKDEV_VERIFIED", args{"device": "v", "verified-bytes": size, "differing-bytes": 0})
+			d.do("blockdev-verify", args{"job-id": "v", "device": "a", "target": "b", "digest": "blake3"})
+			verified := d.wait("BLOCKDEV_VERIFIED", args{"device": "v", "verified-bytes": size, "differing-bytes": 0})
+			source, _ := verified.Data.Get("source-digest")
+			target, _ := verified.Data.Get("target-digest")
+			if len(fmt.Sprint(source)) != 64 || source != target {
+				t.Errorf("digests of equal disks: %v, %v", source, target)
+			}
 			equal := d.wait("BLOCK_JOB_COMPLETED", args{"device": "v", "type": "verify"})
 			if text, failed := equal.Data.Get("error"); failed {
 				t.Errorf("equal disks: %v", text)

@@ -25,7 +25,7 @@ func (h *Handlers) tellOfVerification(o *mirror.Options) {
 // BlockdevVerify starts a job that compares two disks.
 func (h *Handlers) BlockdevVerify(ctx context.Context, a *api.BlockdevVerifyArguments) (err error) {
 	o := verify.Options{
-		JobID: a.JobID, Speed: qmp.Or(a.Speed, 0), OnSourceError: policy(a.OnSourceError), OnTargetError: policy(a.OnTargetError),
+		JobID: a.JobID, Speed: qmp.Or(a.Speed, 0), Digest: a.Digest == api.DiskDigestBlake3, OnSourceError: policy(a.OnSourceError), OnTargetError: policy(a.OnTargetError),
 		AutoFinalize: qmp.Or(a.AutoFinalize, true), AutoDismiss: qmp.Or(a.AutoDismiss, true),
 	}
 	if o.Device, err = h.graph.Node(a.Device); err != nil {
@@ -39,6 +39,7 @@ func (h *Handlers) BlockdevVerify(ctx context.Context, a *api.BlockdevVerifyArgu
 		if s.Differing > 0 {
 			e.FirstDifference = &s.First
 		}
+		e.SourceDigest, e.TargetDigest = nonEmpty(s.Digests[0]), nonEmpty(s.Digests[1])
 		h.config.Emit(e)
 	}
 	_, err = verify.Start(ctx, h.graph, h.jobs, o, after(ctx))

@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"context"
 
+	"lukechampine.com/blake3"
+
 	"github.com/blkmirror/blkmirror/block"
 )
 
@@ -18,6 +20,8 @@ type result struct {
 	first     int64 // offset of the first sector that differs
 	differing int64 // bytes of the sectors that differ
 	failed    *failure
+	zero      bool    // both disks said so, and nothing was read
+	leaf      [2]hash // the digests of the two pieces, if they are wanted
 }
 
 // compare reads a piece of both disks. The caller is inside both gates.
@@ -37,6 +41,12 @@ func (v *Verify) compare(ctx context.Context, piece span) result {
 	}
 	first, differing := differ(a.B, b.B)
 	r.first, r.differing = piece.off+first, differing
+	if v.opts.Digest {
+		r.leaf[0] = blake3.Sum256(a.B)
+		if r.leaf[1] = r.leaf[0]; differing > 0 {
+			r.leaf[1] = blake3.Sum256(b.B)
+		}
+	}
 	return r
 }
 

@@ -32,6 +32,7 @@ type run struct {
 	alike    [2]stretch // what the disks last said of themselves
 	again    []span     // pieces that failed
 	inFlight int
+	digests  *digests // nil if they are not wanted
 	results  chan result
 	failed   *failure      // of the first piece that failed and was not dealt with
 	retry    time.Duration // how long a failed piece waits next time
@@ -54,11 +55,15 @@ type failure struct {
 // Run goes over the disks once.
 func (v *Verify) Run(ctx context.Context, j *job.Job) error {
 	r := &run{Verify: v, retry: retryFirst, results: make(chan result, workers)}
+	if v.opts.Digest {
+		r.digests = &digests{early: map[int64]result{}}
+	}
 	err := r.compareAll(ctx)
 	r.settle()
 	if err != nil {
 		return err
 	}
+	r.sum()
 	s := v.State()
 	if v.opts.OnEnd != nil {
 		v.opts.OnEnd(s)
@@ -159,7 +164,7 @@ func (r *run) step(ctx context.Context, size int64) error {
 	if failed != nil || zero {
 		r.leave()
 		if r.failed = failed; failed == nil {
-			r.note(result{span: piece})
+			r.note(result{span: piece, zero: true})
 		}
 		return nil
 	}
@@ -191,10 +196,14 @@ func (r *run) next(ctx context.Context, size int64) (piece span, zero bool, fail
 		r.alike[i] = stretch{r.at + extent.Len, extent.Status&block.StatusZero != 0}
 	}
 	end := size
-	if zero = r.alike[0].zero && r.alike[1].zero; zero {
-		end = min(r.alike[0].end, r.alike[1].end)
-	} else {
-		end = min(end, (r.at+pieceSize)&^(pieceSize-1)) // holes in it are read as well
+	if r.alike[0].zero && r.alike[1].zero {
+		if end = min(r.alike[0].end, r.alike[1].end); end < size {
+			end &^= pieceSize - 1
+		}
+		zero = end > r.at
+	}
+	if !zero {
+		end = min(size, r.at+pieceSize) // holes in it are read as well
 	}
 	piece = span{r.at, end}
 	r.at = end
@@ -218,6 +227,9 @@ func (r *run) ended(done result) {
 // note counts what was compared.
 func (r *run) note(done result) {
 	n := done.end - done.off
+	if r.digests != nil {
+		r.digests.add(done)
+	}
 	r.job.Progress.Done(n)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -228,6 +240,18 @@ func (r *run) note(done result) {
 	s.Left -= n
 	s.Differing += done.differing
 	s.Verified += n - done.differing
+}
+
+// sum sets the digests, of which all pieces are there.
+func (r *run) sum() {
+	if r.digests == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.mu.state.Digests {
+		r.mu.state.Digests[i] = r.digests.trees[i].sum(r.opts.Device.Size())
+	}
 }
 
 // settle waits for what is in flight.

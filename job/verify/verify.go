@@ -16,6 +16,7 @@ type Options struct {
 	JobID          string
 	Device, Target *block.Node
 	Speed          int64 // bytes of one side per second, 0 for no limit
+	Digest         bool  // of both disks
 	OnSourceError  job.Policy
 	OnTargetError  job.Policy
 	AutoFinalize   bool
@@ -29,6 +30,8 @@ type State struct {
 	Left      int64 // bytes that are to be compared still
 	Differing int64 // bytes of the sectors of 512 bytes that differ
 	First     int64 // offset of the first of them, if Differing is not 0
+	// Digests are those of the device and of the target in hexadecimal digits, when all was compared and they were wanted; else "".
+	Digests [2]string
 }
 
 // Verify is the body of the job.

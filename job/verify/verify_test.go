@@ -155,6 +155,30 @@ func TestHolesAreCheap(t *testing.T) {
 	})
 }
 
+// Digests are those of the content, whoever says that it is zero, and differ where the disks do.
+func TestDigests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := content(3*mib + 512)
+		clear(a[mib : 2*mib])
+		p := newPair(t, a, a)
+		must(t, p.disks[1].WriteAt(bg, make([]byte, mib/2), mib, 0)) // written zeroes in place of a hole
+		digests := func() [2]string {
+			_, j := p.start(verify.Options{Digest: true})
+			<-j.Done()
+			synctest.Wait()
+			return p.told[len(p.told)-1].Digests
+		}
+		first := digests()
+		if len(first[0]) != 64 || first[0] != first[1] {
+			t.Errorf("equal disks have %v", first)
+		}
+		must(t, p.disks[1].WriteAt(bg, []byte{a[77] ^ 1}, 77, 0))
+		if now := digests(); now[0] != first[0] || now[1] == first[0] {
+			t.Errorf("different disks have %v", now)
+		}
+	})
+}
+
 func TestRefused(t *testing.T) {
 	p := newPair(t, content(mib), content(mib))
 	guest := blocktest.Attach(t, p.graph, p.nodes[1], "export 'e'", block.PermConsistentRead|block.PermWrite, block.PermAll)

@@ -5210,6 +5210,10 @@ func (v *BlockdevVerifyArguments) encodeMembers(e *qmp.Encoder) {
 		e.Key("speed")
 		e.Int(*v.Speed)
 	}
+	if v.Digest != "" {
+		e.Key("digest")
+		e.String(string(v.Digest))
+	}
 	if v.OnSourceError != "" {
 		e.Key("on-source-error")
 		e.String(string(v.OnSourceError))
@@ -5241,6 +5245,9 @@ func (v *BlockdevVerifyArguments) decodeMembers(m *qmp.Members) {
 	v.Target = m.Required("target").Text()
 	if p := m.Optional("speed"); p.Present() {
 		v.Speed = new(p.Int(64))
+	}
+	if p := m.Optional("digest"); p.Present() {
+		v.Digest = qmp.DecodeEnum[DiskDigest](p)
 	}
 	if p := m.Optional("on-source-error"); p.Present() {
 		v.OnSourceError = qmp.DecodeEnum[BlockdevOnError](p)
@@ -5898,6 +5905,14 @@ func (v *BlockdevVerifiedEvent) encodeMembers(e *qmp.Encoder) {
 		e.Key("first-difference")
 		e.Int(*v.FirstDifference)
 	}
+	if v.SourceDigest != nil {
+		e.Key("source-digest")
+		e.String(*v.SourceDigest)
+	}
+	if v.TargetDigest != nil {
+		e.Key("target-digest")
+		e.String(*v.TargetDigest)
+	}
 }
 
 // DecodeQMP fills v.
@@ -5913,6 +5928,12 @@ func (v *BlockdevVerifiedEvent) decodeMembers(m *qmp.Members) {
 	v.DifferingBytes = m.Required("differing-bytes").Int(64)
 	if p := m.Optional("first-difference"); p.Present() {
 		v.FirstDifference = new(p.Int(64))
+	}
+	if p := m.Optional("source-digest"); p.Present() {
+		v.SourceDigest = new(p.Text())
+	}
+	if p := m.Optional("target-digest"); p.Present() {
+		v.TargetDigest = new(p.Text())
 	}
 }
 

@@ -374,6 +374,25 @@ func (v MirrorCopyOffload) Valid() bool {
 	return false
 }
 
+// DiskDigest: How the content of a disk is summed up.  An addition to QEMU's protocol.
+type DiskDigest string
+
+// Values of DiskDigest.
+const (
+	DiskDigestNone   DiskDigest = "none"   // not at all
+	DiskDigestBlake3 DiskDigest = "blake3" // a BLAKE3 digest over a tree of pieces of 1 MiB; docs/verify.md has the format
+)
+
+// Valid tells whether v is one of the values.
+func (v DiskDigest) Valid() bool {
+	switch v {
+	case DiskDigestNone,
+		DiskDigestBlake3:
+		return true
+	}
+	return false
+}
+
 // IoOperationType: Directions of a request.
 type IoOperationType string
 

@@ -2122,6 +2122,8 @@ type BlockdevVerifyArguments struct {
 	Target string
 	// bytes of one side per second (default: 0, no limit)
 	Speed *int64
+	// digest of both disks to tell in the end (default: none)
+	Digest DiskDigest
 	// what to do when reading @device fails (default: report)
 	OnSourceError BlockdevOnError
 	// what to do when reading @target fails (default: report)
@@ -2489,6 +2491,10 @@ type BlockdevVerifiedEvent struct {
 	DifferingBytes int64
 	// offset of the first such sector; absent if there is none
 	FirstDifference *int64
+	// of the device of the job, in hexadecimal digits
+	SourceDigest *string
+	// of its target
+	TargetDigest *string
 }
 
 // MarshalJSON returns what goes over the wire.
