@@ -42,6 +42,13 @@ func (k *told) options(o Options) Options {
 	return o
 }
 
+// now is what was told so far.
+func (k *told) now() (differences []Difference, verified int, differing int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.differences), k.verified, k.differing
+}
+
 // covers says whether a difference was told that a byte lies in.
 func (k *told) covers(at int64) bool {
 	k.mu.Lock()
@@ -111,8 +118,8 @@ func TestVerifyMends(t *testing.T) {
 						r.over(m)
 						must(t, m.job.Err())
 						p := m.State().Proof
-						if !k.covers(where) || len(k.differences) != 1 || k.verified != 1 || k.differing != sector {
-							t.Errorf("told of %+v, %d times verified, %d bytes", k.differences, k.verified, k.differing)
+						if found, verified, bytes := k.now(); !k.covers(where) || len(found) != 1 || verified != 1 || bytes != sector {
+							t.Errorf("told of %+v, %d times verified, %d bytes", found, verified, bytes)
 						}
 						if p.Left != 0 || p.Verified != size || p.Differing != sector {
 							t.Errorf("at the end: %+v", p)
@@ -157,8 +164,9 @@ func TestVerifyGivesUp(t *testing.T) {
 		var k told
 		m := r.start(k.options(Options{AutoFinalize: true}))
 		r.over(m)
-		if err := m.job.Err(); !errors.Is(err, errDiffersAgain) || !k.covers(mib) || k.verified > 0 {
-			t.Errorf("the job ended with %v, told of %+v", err, k.differences)
+		found, verified, _ := k.now()
+		if err := m.job.Err(); !errors.Is(err, errDiffersAgain) || !k.covers(mib) || verified > 0 {
+			t.Errorf("the job ended with %v, told of %+v", err, found)
 		}
 		if f := r.events.failed; len(f) != 1 || f[0].Off != mib || f[0].Len != sector || f[0].Node != "target" {
 			t.Errorf("told of %+v", f)
@@ -185,8 +193,8 @@ func TestVerifyFailedReads(t *testing.T) {
 				}
 				must(t, m.job.Resume(nil))
 				time.Sleep(time.Second)
-				if p := m.State().Proof; p.Left != 0 || k.verified != 1 || len(k.differences) > 0 {
-					t.Errorf("after the resume: %+v %+v", p, k.differences)
+				if found, verified, _ := k.now(); m.State().Proof.Left != 0 || verified != 1 || len(found) > 0 {
+					t.Errorf("after the resume: %+v %+v", m.State().Proof, found)
 				}
 				must(t, m.job.Cancel(nil))
 				r.over(m)
@@ -220,8 +228,8 @@ func TestVerifyIsSteered(t *testing.T) {
 			if cancel {
 				must(t, m.job.Cancel(nil))
 				r.over(m)
-				if k.verified > 0 || !errors.Is(m.job.Err(), job.ErrCancelled) {
-					t.Errorf("verified %d times; %v", k.verified, m.job.Err())
+				if _, verified, _ := k.now(); verified > 0 || !errors.Is(m.job.Err(), job.ErrCancelled) {
+					t.Errorf("verified %d times; %v", verified, m.job.Err())
 				}
 				return
 			}
@@ -229,11 +237,34 @@ func TestVerifyIsSteered(t *testing.T) {
 			r.over(m)
 			must(t, m.job.Err())
 			// The last 4 MiB are compared at once, while guests are held.
-			if took := time.Since(began) - 61*time.Second; took < 3*time.Second || took > 5*time.Second || k.verified != 1 {
-				t.Errorf("the comparison took %v, verified %d times", took, k.verified)
+			_, verified, _ := k.now()
+			if took := time.Since(began) - 61*time.Second; took < 3*time.Second || took > 5*time.Second || verified != 1 {
+				t.Errorf("the comparison took %v, verified %d times", took, verified)
 			}
 		})
 	}
+}
+
+// What the target loses since a flush fails is no difference: the flush tells.
+func TestVerifyAsksTheFlush(t *testing.T) {
+	in(t, func(t *testing.T) {
+		r := plain(t, 8*mib)
+		r.t = t
+		var k told
+		m := r.start(k.options(Options{AutoFinalize: true, Mode: WriteBlocking, Speed: mib, OnTargetError: job.PolicyIgnore}))
+		r.ready(m)
+		must(t, r.guest.WriteAt(bg, pattern(7, 64*kib), 7*mib, 0))
+		r.target.addFault(fault{op: block.OpFlush, errno: syscall.EIO, times: 1})
+		must(t, r.target.mem.WriteAt(bg, make([]byte, 64*kib), 7*mib, 0))
+		time.Sleep(time.Minute)
+		if found, verified, _ := k.now(); verified != 1 || len(found) > 0 || r.events.failures() != 1 {
+			t.Errorf("verified %d times, told of %+v, after %d failures", verified, found, r.events.failures())
+		}
+		must(t, m.job.Complete(nil))
+		r.over(m)
+		must(t, m.job.Err())
+		r.same()
+	})
 }
 
 // Differences are told at most once a second, and those that do not fit in are joined.
@@ -252,11 +283,12 @@ func TestDifferencesAreJoined(t *testing.T) {
 		r.ready(m)
 		time.Sleep(10 * time.Second)
 		var total int64
-		for _, d := range k.differences {
+		found, _, differing := k.now()
+		for _, d := range found {
 			total += d.Bytes
 		}
-		if len(k.differences) > 3*tellMost || total != 128*1024 || k.differing != total {
-			t.Errorf("%d differences told, %d bytes, in all %d", len(k.differences), total, k.differing)
+		if len(found) > 3*tellMost || total != 128*1024 || differing != total {
+			t.Errorf("%d differences told, %d bytes, in all %d", len(found), total, differing)
 		}
 		must(t, m.job.Cancel(nil))
 		r.over(m)
