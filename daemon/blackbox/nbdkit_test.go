@@ -116,7 +116,7 @@ func TestMirrorToNBDKitThatExits(t *testing.T) {
 				"connections": 4})
 			d.export("src")
 			g := d.guest("src")
-			d.mirror(args{"copy-mode": "write-blocking", "on-target-error": map[string]string{"exitwhen": "stop", "SIGTERM": "ignore"}[way]})
+			d.mirror(args{"copy-mode": "write-blocking", "on-target-error": "stop"})
 			data, exit := make([]byte, 16<<10), random.IntN(100)
 			for i := range 100 {
 				switch {

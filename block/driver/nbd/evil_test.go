@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -244,7 +245,42 @@ func TestOddRepliesThatAreAllowed(t *testing.T) {
 			t.Errorf("at %d there is %+v, %v", want.off, e, err)
 		}
 	}
-	wantErr(t, d.Flush(bounded(t)), block.KindIO, "ESHUTDOWN")
+	wantErr(t, d.Flush(bounded(t)), block.KindIO, "the server is shutting down")
+}
+
+// A server that is about to end refuses what it is asked. The next one carries it out.
+func TestServerThatShutsDown(t *testing.T) {
+	for name, s := range map[string]dialect{"simple": {}, "structured": {structured: true}} {
+		t.Run(name, func(t *testing.T) {
+			var connections atomic.Int64
+			o := evil(t, func(conn net.Conn) {
+				old := connections.Add(1) == 1
+				if !shake(conn, s) {
+					return
+				}
+				for {
+					r, ok := takeRequest(conn)
+					if !ok {
+						return
+					}
+					switch {
+					case old && s.structured:
+						_, _ = conn.Write(chunkOf(wire.ChunkDone, wire.ChunkError, r.Cookie, uint32(wire.ESHUTDOWN), uint16(0)))
+					case old:
+						_, _ = conn.Write(wire.SimpleReply{Cookie: r.Cookie, Error: wire.ESHUTDOWN}.Append(nil))
+					default:
+						_, _ = conn.Write(wire.SimpleReply{Cookie: r.Cookie}.Append(nil))
+					}
+				}
+			})
+			o.ReconnectDelay = patience
+			d := open(t, o)
+			must(t, d.WriteAt(bounded(t), make([]byte, 4096), 512, 0))
+			if n := connections.Load(); n != 2 {
+				t.Errorf("%d connections", n)
+			}
+		})
+	}
 }
 
 // TestBrokenHandshakes stops at each byte of the handshake, or says rubbish there.

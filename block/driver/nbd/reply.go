@@ -21,6 +21,10 @@ const (
 	dataOffset = 8 // bytes before the data of a chunk of type ChunkOffsetData
 )
 
+// errShutdown ends a session: a server that is about to end refuses all requests, which may go to the one after it (NBD protocol,
+// "Error values").
+var errShutdown = errors.New("the server is shutting down")
+
 // chunk is the header of a part of a reply, whatever form it came in.
 type chunk struct {
 	flags  wire.ChunkFlags
@@ -70,6 +74,8 @@ func (c *conn) simpleReply() error {
 	switch {
 	case len(r.cover) > 0 || len(r.extents) > 0 || r.failure != nil:
 		return fmt.Errorf("a simple reply in the middle of another to %s", r)
+	case reply.Error == wire.ESHUTDOWN:
+		return errShutdown
 	case reply.Error != 0:
 		r.failure = serverError(reply.Error, "")
 	case r.command == wire.CmdBlockStatus, r.command == wire.CmdRead && c.export.structured:
@@ -155,6 +161,9 @@ func (c *conn) failed(r *request, h chunk) error {
 	errno, message, err := wire.ParseErrorChunk(b)
 	if err != nil {
 		return err
+	}
+	if errno == wire.ESHUTDOWN {
+		return errShutdown
 	}
 	if r.failure == nil {
 		r.failure = serverError(errno, message)

@@ -139,9 +139,6 @@ func serverError(e wire.Errno, message string) error {
 		return block.NotSupported
 	}
 	kind := e.Kind()
-	if e == wire.ESHUTDOWN {
-		kind = block.KindIO // it is the server that goes away, not who asked
-	}
 	err := fmt.Errorf("%s (the NBD server answered %w)", kind, e)
 	if message != "" {
 		err = fmt.Errorf("%s (the NBD server answered %w: %s)", kind, e, printable(message))
