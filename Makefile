@@ -14,7 +14,7 @@ MODE      ?= rounds
 # How long the tests of one package may take; the whole of `make test` takes a few minutes.
 TIMEOUT   ?= 8m
 # How long `make interop` may take in all, once the programs are there.
-INTEROP_TIMEOUT ?= 10m
+INTEROP_TIMEOUT ?= 20m
 
 # Go's test runner, with what was skipped and why. Pipelines and loops need bash.
 SHELL     := /bin/bash
