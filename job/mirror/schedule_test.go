@@ -95,9 +95,9 @@ func (s *schedule) rand(purpose uint64) *rand.Rand { return rand.New(rand.NewPCG
 
 func one[T any](r *rand.Rand, of ...T) T { return of[r.IntN(len(of))] }
 
-// longest is how long a guest's request may take where disks take no time: it may wait for the target, and others may hold
-// guests back for a moment.
-const longest = patience*5/4 + 100*time.Millisecond
+// longest is how long a guest's request may take where disks take no time: others may hold guests back for a moment, and the
+// target may answer just in time and fall silent again before they are let go.
+const longest = 2*patience + 100*time.Millisecond
 
 func chance(r *rand.Rand, percent int) bool { return r.IntN(100) < percent }
 

@@ -135,8 +135,16 @@ func (m *Mirror) hold() {
 	defer m.mu.Unlock()
 	if w.holds++; w.holds == 1 {
 		began := time.Since(w.began)
-		w.timer = time.AfterFunc(patience, func() { w.look(began) })
+		w.timer = time.AfterFunc(w.boundLocked(), func() { w.look(began) })
 	}
+}
+
+// boundLocked is how long the target may owe an answer to guests that are held: not so long again if it is silent already.
+func (w *watch) boundLocked() time.Duration {
+	if w.m.planner.silent {
+		return promptTime
+	}
+	return patience
 }
 
 func (m *Mirror) release() {
@@ -159,14 +167,14 @@ func (w *watch) look(held time.Duration) {
 		m.mu.Unlock()
 		return
 	}
-	left := patience
+	left := w.boundLocked()
 	if w.underWay.Load() > 0 {
 		left -= time.Since(w.began) - max(held, time.Duration(w.owing.Load()))
 	}
 	silent := left <= 0
 	if silent {
 		m.silentLocked()
-		left = patience
+		left = w.boundLocked()
 	}
 	w.timer.Reset(left)
 	m.mu.Unlock()
