@@ -23,7 +23,7 @@ import (
 
 var (
 	seedFlag      = flag.Uint64("seed", 0, "first seed of the schedules; 0 for one that nobody chose")
-	schedulesFlag = flag.Int("schedules", 250, "how many schedules to run")
+	schedulesFlag = flag.Int("schedules", someSchedules, "how many schedules to run")
 )
 
 // TestSchedules runs mirrors beside guests, operators, faults and other users of the graph, all at random and in virtual

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !race
+
+package mirror
+
+// someSchedules is how many random schedules the tests run.
+const someSchedules = 250
