@@ -22,8 +22,8 @@ const (
 	// stands between it and its disk. Eight test programs may share two processors with it.
 	quick = 8 * time.Second
 	// noticed is the longest that a guest may wait in write-blocking mode for a peer that says nothing any more: what
-	// docs/nbd-support.md says, and what is quick.
-	noticed = 10*time.Second + quick
+	// docs/mirror-algorithm.md says, and what is quick.
+	noticed = 2*time.Second + quick
 )
 
 // setup is what differs between pairs. What is zero has a default.
