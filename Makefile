@@ -52,7 +52,7 @@ test: peers ## run all tests, those with other programs included; says what it s
 	$(test_run) ./...
 
 .PHONY: interop
-interop: ## run the tests that need virtual machines or take minutes; installs more programs (INTEROP_TIMEOUT=10m)
+interop: ## run the tests that need virtual machines or take minutes; installs more programs (INTEROP_TIMEOUT=20m)
 	@.ci/peers interop
 	BLKMIRROR_INTEROP=1 timeout -k 10 $(INTEROP_TIMEOUT) $(GO) test -v -count=1 -p 1 -timeout $(INTEROP_TIMEOUT) \
 	    $(addprefix ./,$(wildcard $(interop)))
