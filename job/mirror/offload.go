@@ -32,6 +32,13 @@ type offloading struct {
 	misses int  // ranges in a row that were not copied
 }
 
+// missed notes a range that was not copied; never says that none will be. Others may be on their way, and fail later.
+func (k *offloading) missed(never bool) {
+	k.misses++
+	k.clones = false
+	k.off = k.off || never || k.misses >= maxMisses
+}
+
 // most is the most data that one claim should have.
 func (m *Mirror) most() int64 {
 	m.mu.Lock()
@@ -64,9 +71,7 @@ func (m *Mirror) offload(ctx context.Context, o *op, at, end int64, r *result) i
 		n, how, err := m.filter.target.CopyRange(ctx, source, at, at, limit, m.opts.Offload == OffloadAuto)
 		m.mu.Lock()
 		if err != nil {
-			m.kernel.misses++
-			m.kernel.clones = false
-			m.kernel.off = err == block.NotSupported || m.kernel.misses == maxMisses
+			m.kernel.missed(err == block.NotSupported)
 		} else {
 			m.kernel.misses = 0
 			m.kernel.clones = how == block.OffloadCloned
