@@ -16,10 +16,12 @@ import (
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/budget"
+	"github.com/blkmirror/blkmirror/block/driver/file"
 	"github.com/blkmirror/blkmirror/block/export"
 	"github.com/blkmirror/blkmirror/block/export/nbdserver"
 	"github.com/blkmirror/blkmirror/block/filter/throttle"
 	"github.com/blkmirror/blkmirror/job"
+	"github.com/blkmirror/blkmirror/job/mirror/intent"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
 	"github.com/blkmirror/blkmirror/qmp/server"
@@ -47,6 +49,31 @@ type Config struct {
 	// Aside runs f, which waits for somebody else, while other commands may run, and returns its error. The context of f ends
 	// when the daemon does; then there is an error in any case.
 	Aside func(ctx context.Context, f func(ctx context.Context) error) error
+	// Graph is where nodes are made; nil for a new one.
+	Graph *block.Graph
+	Host  Host
+}
+
+// Host is the machine that handlers find disks on. What is nil is that of the machine that the process runs on.
+type Host struct {
+	// OpenFile opens an image, see [file.Open].
+	OpenFile func(file.Options) (block.Driver, error)
+	// Identify says which disk is in an image, see [intent.Identify].
+	Identify func(name string, size int64) (intent.Identity, error)
+	// BootID tells this run of the machine from others, see [intent.BootID].
+	BootID func() ([16]byte, error)
+}
+
+func (h *Host) complete() {
+	if h.OpenFile == nil {
+		h.OpenFile = func(o file.Options) (block.Driver, error) { return file.Open(o) }
+	}
+	if h.Identify == nil {
+		h.Identify = intent.Identify
+	}
+	if h.BootID == nil {
+		h.BootID = intent.BootID
+	}
 }
 
 // Limits bound what there may be of a kind; 0 is no bound.
@@ -99,7 +126,11 @@ func New(c Config) *Handlers {
 	if c.Refused == nil {
 		c.Refused = func(error) {}
 	}
-	h := &Handlers{config: c, graph: block.NewGraph(), objects: map[string]object{},
+	if c.Graph == nil {
+		c.Graph = block.NewGraph()
+	}
+	c.Host.complete()
+	h := &Handlers{config: c, graph: c.Graph, objects: map[string]object{},
 		opened: map[*block.Node]*openedNode{}}
 	h.jobs = job.NewRegistry(jobEvents{c.Emit})
 	h.jobs.Limit(c.Limits.Jobs)

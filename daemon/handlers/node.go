@@ -139,9 +139,9 @@ func (h *Handlers) driver(ctx context.Context, o *api.BlockdevOptions, n *nodeOp
 	type edges = []*block.Edge
 	switch {
 	case o.File != nil:
-		return func(edges) (block.Driver, error) { return openFile(o.File, n, false) }, nil
+		return func(edges) (block.Driver, error) { return h.openFile(o.File, n, false) }, nil
 	case o.HostDevice != nil:
-		return func(edges) (block.Driver, error) { return openFile(o.HostDevice, n, true) }, nil
+		return func(edges) (block.Driver, error) { return h.openFile(o.HostDevice, n, true) }, nil
 	case o.NullCo != nil:
 		return func(edges) (block.Driver, error) { return openNull(o.NullCo) }, nil
 	case o.NullAIO != nil:
@@ -227,7 +227,7 @@ func commonOptions(o *api.BlockdevOptions, parent *nodeOptions, role string) (*n
 	return n, nil
 }
 
-func openFile(o *api.BlockdevOptionsFile, n *nodeOptions, device bool) (block.Driver, error) {
+func (h *Handlers) openFile(o *api.BlockdevOptionsFile, n *nodeOptions, device bool) (block.Driver, error) {
 	if o.PrManager != nil {
 		return nil, qmp.Errorf("Parameter 'pr-manager' is not supported")
 	}
@@ -245,7 +245,7 @@ func openFile(o *api.BlockdevOptionsFile, n *nodeOptions, device bool) (block.Dr
 	case api.BlockdevAioOptionsIOUring:
 		f.AIO = file.AIOURing
 	}
-	return file.Open(f)
+	return h.config.Host.OpenFile(f)
 }
 
 func openNull(o *api.BlockdevOptionsNull) (block.Driver, error) {

@@ -52,6 +52,9 @@ type Record struct {
 	Trouble func(error)
 	// Durability is that of intent files.
 	Durability intent.Durability
+	// Region and Hot are those of intent files, 0 for a choice, see [intent.Config].
+	Region int64
+	Hot    int
 	// Resumed is told of a mirror that goes on, with the bytes that are left and why that is more than there were; it may be nil.
 	Resumed func(job string, left int64, reason string)
 }

@@ -44,12 +44,12 @@ func (h *Handlers) startKept(ctx context.Context, a *api.BlockdevMirrorArguments
 		}
 	}()
 	now := &picture{knowledge: h.knowledge()}
-	expect, err := identify(now.diskName(o.Source), now.diskName(o.Target), k.size, o.Target.Size())
+	expect, err := h.identify(now.diskName(o.Source), now.diskName(o.Target), k.size, o.Target.Size())
 	if err != nil {
 		return err
 	}
 	c := intent.Config{Size: k.size, Granularity: 512, Durability: h.kept.Durability, Boot: expect.Boot, Source: expect.Source,
-		Target: expect.Target, Unflushed: o.Target.Reconnects()}
+		Target: expect.Target, Unflushed: o.Target.Reconnects(), Region: h.kept.Region, Hot: h.kept.Hot}
 	var dirty *bitmap.Bitmap
 	if found != nil {
 		dirty = found.Dirty
@@ -98,10 +98,28 @@ func (h *Handlers) newIntent(c intent.Config, dirty *bitmap.Bitmap) (name string
 	if dirty == nil {
 		phase = intent.Scanning
 	}
-	if log, err = intent.CreateFile(path, c, phase, dirty); err != nil {
-		return "", nil, err
+	f, err := dir.MakeIntent(name)
+	if err != nil {
+		return "", nil, fmt.Errorf("intent file: %w", err)
+	}
+	if log, err = intent.Create(path, f, c, phase, dirty); err != nil {
+		return "", nil, errors.Join(err, f.Close(), dir.DropIntent(name))
 	}
 	return name, log, dir.Sync()
+}
+
+// loadIntent reads an intent file.
+func (h *Handlers) loadIntent(name string, expect intent.Expect) (*intent.Found, error) {
+	path, err := h.kept.Dir.IntentPath(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := h.kept.Dir.OpenIntent(name)
+	if err != nil {
+		return intent.Lost(path, err), nil
+	}
+	defer f.Close()
+	return intent.Load(path, f, expect), nil
 }
 
 func (k *keptMirror) close() error {
@@ -126,14 +144,15 @@ func (h *Handlers) dropFiles(k *keptMirror) error {
 }
 
 // identify says who the disks are and when this is.
-func identify(source, target string, sourceSize, targetSize int64) (e intent.Expect, err error) {
-	if e.Boot, err = intent.BootID(); err != nil {
+func (h *Handlers) identify(source, target string, sourceSize, targetSize int64) (e intent.Expect, err error) {
+	host := &h.config.Host
+	if e.Boot, err = host.BootID(); err != nil {
 		return e, err
 	}
-	if e.Source, err = intent.Identify(source, sourceSize); err != nil {
+	if e.Source, err = host.Identify(source, sourceSize); err != nil {
 		return e, err
 	}
-	e.Target, err = intent.Identify(target, targetSize)
+	e.Target, err = host.Identify(target, targetSize)
 	return e, err
 }
 
@@ -265,7 +284,7 @@ func (h *Handlers) eachKept(ctx context.Context, f func(*picture, *keptMirror)) 
 func (h *Handlers) restMirrors() error {
 	var errs []error
 	for _, k := range h.kept.mirrors {
-		e, err := identify(k.still.Source, k.still.Target, k.size, k.size)
+		e, err := h.identify(k.still.Source, k.still.Target, k.size, k.size)
 		if err == nil {
 			err = k.log.Rest(e.Source, e.Target)
 		}
@@ -290,7 +309,7 @@ func (r *restoring) lookAtJobs() {
 	for _, j := range r.old.Jobs {
 		again := &resumption{Job: j}
 		if again.err = qmp.Unmarshal(j.Definition, &again.args); again.err == nil {
-			again.expect, again.err = identify(j.Source, j.Target, 0, 0)
+			again.expect, again.err = r.h.identify(j.Source, j.Target, 0, 0)
 		}
 		r.jobs = append(r.jobs, again)
 	}
@@ -311,16 +330,15 @@ func (r *restoring) resumeJobs(ctx context.Context) {
 
 func (r *restoring) resume(ctx context.Context, j *resumption) error {
 	h := r.h
-	path, err := h.kept.Dir.IntentPath(j.Intent)
-	if err != nil {
-		return err
-	}
 	o, err := h.mirrorOptions(&j.args)
 	if err != nil {
 		return err
 	}
 	j.expect.Source.Size, j.expect.Target.Size = o.Source.Size(), o.Target.Size()
-	found := intent.LoadFile(path, j.expect)
+	found, err := h.loadIntent(j.Intent, j.expect)
+	if err != nil {
+		return err
+	}
 	if found.Phase >= intent.Pivoted {
 		return nil // it ended, and the state did not hear of it
 	}
@@ -335,11 +353,10 @@ func (r *restoring) resume(ctx context.Context, j *resumption) error {
 	}
 	var flight *bitmap.Bitmap
 	if j.Flight != "" {
-		second, err := h.kept.Dir.IntentPath(j.Flight)
+		on, err := h.loadIntent(j.Flight, j.expect)
 		if err != nil {
 			return err
 		}
-		on := intent.LoadFile(second, j.expect)
 		flight = on.Dirty
 		for _, why := range on.Whys {
 			h.kept.Trouble(fmt.Errorf("job '%s' compares more at its end: %w", o.JobID, why))

@@ -31,8 +31,8 @@ const (
 // Dir is a state directory that this process alone uses. Its methods are not to be called at once.
 type Dir struct {
 	path     string
-	files    folder
-	lock     *os.File
+	files    Folder
+	lock     *os.File // nil if nobody else can have it
 	sequence uint64
 	body     []byte // of the current state, nil if there is none
 	before   []byte // body of the one before it, valid with revert
@@ -59,6 +59,9 @@ func Open(path string) (*Dir, error) {
 	}
 	return &Dir{path: path, files: realFolder{path, dir}, lock: lock}, nil
 }
+
+// In uses a folder that nobody else has, by the path that errors call it.
+func In(path string, f Folder) *Dir { return &Dir{path: path, files: f} }
 
 func takeLock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
@@ -87,16 +90,16 @@ func takeLock(path string) (*os.File, error) {
 
 // Close gives the directory free.
 func (d *Dir) Close() error {
-	errs := []error{d.lock.Close()}
-	if f, ok := d.files.(realFolder); ok {
-		errs = append(errs, f.dir.Close())
+	var err error
+	if d.lock != nil {
+		err = d.lock.Close()
 	}
-	return errors.Join(errs...)
+	return errors.Join(err, d.files.Close())
 }
 
 // Load reads the state, an empty one if there is none.
 func (d *Dir) Load() (*State, error) {
-	file, err := d.files.read(current, maxSize)
+	file, err := d.read(current, maxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &State{}, nil
 	}
@@ -132,21 +135,21 @@ func (d *Dir) Save(s *State) (err error) {
 			err = fmt.Errorf("cannot record this in the state directory '%s': %w", d.path, err)
 		}
 	}()
-	if err := d.files.create(next, encode(d.sequence+1, body)); err != nil {
-		_ = d.files.remove(next) // give a full disk its space back
+	if err := d.create(next, encode(d.sequence+1, body)); err != nil {
+		_ = d.files.Remove(next) // give a full disk its space back
 		return err
 	}
 	if d.body != nil {
-		if err := d.files.link(current, previous); err != nil {
-			return errors.Join(err, d.files.remove(next))
+		if err := d.relink(current, previous); err != nil {
+			return errors.Join(err, d.files.Remove(next))
 		}
 	}
-	if err := d.files.rename(next, current); err != nil {
-		return errors.Join(err, d.files.remove(next))
+	if err := d.files.Rename(next, current); err != nil {
+		return errors.Join(err, d.files.Remove(next))
 	}
 	d.before, d.body, d.revert = d.body, body, !d.doubtful // with a doubtful one there is nothing to go back to
 	d.sequence++
-	if err := d.files.sync(); err != nil {
+	if err := d.files.Sync(); err != nil {
 		return errors.Join(err, d.Revert())
 	}
 	d.doubtful = false
@@ -161,12 +164,12 @@ func (d *Dir) Revert() error {
 	d.revert = false
 	var err error
 	if d.before == nil {
-		err = d.files.remove(current)
+		err = d.files.Remove(current)
 	} else {
-		err = d.files.rename(previous, current)
+		err = d.files.Rename(previous, current)
 	}
 	if err == nil {
-		err = d.files.sync()
+		err = d.files.Sync()
 	}
 	if d.doubtful = err != nil; d.doubtful {
 		return fmt.Errorf("and what was recorded before could not be brought back: %w", err)
@@ -178,7 +181,7 @@ func (d *Dir) Revert() error {
 // SetAside gives the state another name, under which nobody reads it, and returns that; "" if there is none. With keep, the state
 // also stays.
 func (d *Dir) SetAside(keep bool) (string, error) {
-	names, err := d.files.names()
+	names, err := d.files.Names()
 	if err != nil {
 		return "", err
 	}
@@ -195,13 +198,13 @@ func (d *Dir) SetAside(keep bool) (string, error) {
 	}
 	name := fmt.Sprint(ignored, n)
 	if keep {
-		err = d.files.link(current, name)
+		err = d.relink(current, name)
 	} else {
-		err = d.files.rename(current, name)
+		err = d.files.Rename(current, name)
 		d.body = nil
 	}
 	if err == nil {
-		err = d.files.sync()
+		err = d.files.Sync()
 	}
 	if err != nil {
 		return "", fmt.Errorf("state directory '%s': cannot set the state aside: %w", d.path, err)
@@ -212,8 +215,8 @@ func (d *Dir) SetAside(keep bool) (string, error) {
 // SaveContents makes a file with the bits of the i-th bitmap, for the next Save to refer to.
 func (d *Dir) SaveContents(i int, bits []byte) (*Contents, error) {
 	name := fmt.Sprintf("%s%d-%d", contents, d.sequence+1, i)
-	if err := d.files.create(name, bits); err != nil {
-		_ = d.files.remove(name)
+	if err := d.create(name, bits); err != nil {
+		_ = d.files.Remove(name)
 		return nil, fmt.Errorf("state directory '%s': %w", d.path, err)
 	}
 	return &Contents{File: name, Length: int64(len(bits)), CRC32C: crc32.Checksum(bits, castagnoli)}, nil
@@ -227,7 +230,7 @@ func (d *Dir) LoadContents(c *Contents) ([]byte, error) {
 	if !strings.HasPrefix(c.File, contents) || strings.Contains(c.File, "/") || c.Length < 0 || c.Length > maxBitmap {
 		return fail("it cannot be one with a bitmap of %d bytes", c.Length)
 	}
-	bits, err := d.files.read(c.File, c.Length)
+	bits, err := d.read(c.File, c.Length)
 	switch {
 	case err != nil:
 		return fail("%w", err)
@@ -244,10 +247,10 @@ func (d *Dir) LoadContents(c *Contents) ([]byte, error) {
 
 // DropContents removes the files with bits when no state refers to them any more.
 func (d *Dir) DropContents() error {
-	names, err := d.files.names()
+	names, err := d.files.Names()
 	for _, n := range names {
 		if strings.HasPrefix(n, contents) {
-			err = errors.Join(err, d.files.remove(n))
+			err = errors.Join(err, d.files.Remove(n))
 		}
 	}
 	return err
@@ -255,7 +258,7 @@ func (d *Dir) DropContents() error {
 
 // NewIntent finds a name for an intent file that none has.
 func (d *Dir) NewIntent() (string, error) {
-	names, err := d.files.names()
+	names, err := d.files.Names()
 	if err != nil {
 		return "", fmt.Errorf("state directory '%s': %w", d.path, err)
 	}
@@ -274,23 +277,29 @@ func (d *Dir) IntentPath(name string) (string, error) {
 	return filepath.Join(d.path, name), nil
 }
 
+// MakeIntent makes an intent file of a name that none has.
+func (d *Dir) MakeIntent(name string) (File, error) { return d.files.Make(name) }
+
+// OpenIntent opens an intent file of a name to be read.
+func (d *Dir) OpenIntent(name string) (File, error) { return d.files.Open(name) }
+
 // DropIntents removes the intent files that are not to be kept, when no state refers to them any more.
 func (d *Dir) DropIntents(keep []string) error {
-	names, err := d.files.names()
+	names, err := d.files.Names()
 	for _, n := range names {
 		if strings.HasPrefix(n, intents) && !slices.Contains(keep, n) {
-			err = errors.Join(err, d.files.remove(n))
+			err = errors.Join(err, d.files.Remove(n))
 		}
 	}
 	return err
 }
 
 // DropIntent removes one intent file.
-func (d *Dir) DropIntent(name string) error { return d.files.remove(name) }
+func (d *Dir) DropIntent(name string) error { return d.files.Remove(name) }
 
 // Sync makes the names of new files in the directory durable.
 func (d *Dir) Sync() error {
-	if err := d.files.sync(); err != nil {
+	if err := d.files.Sync(); err != nil {
 		return fmt.Errorf("state directory '%s': %w", d.path, err)
 	}
 	return nil

@@ -39,26 +39,45 @@ func (m *memory) step() error {
 	return nil
 }
 
-func (m *memory) create(name string, content []byte) error {
-	if err := m.step(); err != nil {
-		if !m.dead || m.steps == m.failAt {
-			m.files[name] = content[:len(content)/2]
-		}
-		return err
-	}
-	m.files[name] = content
-	return nil
+// memoryFile is a file of a memory that is being read or written; to write and to sync it is one step.
+type memoryFile struct {
+	*bytes.Reader
+	in   *memory
+	name string
 }
 
-func (m *memory) read(name string, most int64) ([]byte, error) {
+func (m *memory) Create(name string) (File, error) {
+	if m.crashed {
+		return nil, errStep
+	}
+	m.files[name] = nil
+	return &memoryFile{nil, m, name}, nil
+}
+
+func (m *memory) Make(name string) (File, error) { return m.Create(name) }
+
+func (m *memory) Open(name string) (File, error) {
 	content, ok := m.files[name]
 	if !ok {
 		return nil, fs.ErrNotExist
 	}
-	return content[:min(int64(len(content)), most+1)], nil
+	return &memoryFile{bytes.NewReader(content), m, name}, nil
 }
 
-func (m *memory) link(name, second string) error {
+func (f *memoryFile) WriteAt(content []byte, _ int64) (int, error) {
+	if err := f.in.step(); err != nil {
+		f.in.files[f.name] = content[:len(content)/2]
+		return len(content) / 2, err
+	}
+	f.in.files[f.name] = content
+	return len(content), nil
+}
+
+func (f *memoryFile) Truncate(int64) error { return errors.ErrUnsupported }
+func (f *memoryFile) Sync() error          { return nil }
+func (f *memoryFile) Close() error         { return nil }
+
+func (m *memory) Link(name, second string) error {
 	if err := m.step(); err != nil {
 		return err
 	}
@@ -66,7 +85,7 @@ func (m *memory) link(name, second string) error {
 	return nil
 }
 
-func (m *memory) rename(from, to string) error {
+func (m *memory) Rename(from, to string) error {
 	if err := m.step(); err != nil {
 		return err
 	}
@@ -79,7 +98,7 @@ func (m *memory) rename(from, to string) error {
 	return nil
 }
 
-func (m *memory) remove(name string) error {
+func (m *memory) Remove(name string) error {
 	if m.crashed {
 		return errStep
 	}
@@ -87,15 +106,17 @@ func (m *memory) remove(name string) error {
 	return nil
 }
 
-func (m *memory) names() ([]string, error) { return slices.Sorted(maps.Keys(m.files)), nil }
+func (m *memory) Names() ([]string, error) { return slices.Sorted(maps.Keys(m.files)), nil }
 
-func (m *memory) sync() error {
+func (m *memory) Sync() error {
 	if err := m.step(); err != nil {
 		return err
 	}
 	m.durable = maps.Clone(m.files)
 	return nil
 }
+
+func (m *memory) Close() error { return nil }
 
 func named(name string) *State {
 	return &State{Objects: []Item{{Definition: json.RawMessage(fmt.Sprintf(`{"id":"%s"}`, name))}}}

@@ -7,9 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/blkmirror/blkmirror/block/bitmap"
 )
@@ -31,14 +28,9 @@ type Found struct {
 	Whys []error
 }
 
-// LoadFile reads the file at a path. One that is not there makes everything dirty.
-func LoadFile(path string, want Expect) *Found {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return &Found{Phase: Scanning, Whys: []error{fmt.Errorf("intent file '%s': %w", path, bare(err))}}
-	}
-	defer f.Close()
-	return Load(path, f, want)
+// Lost is what a file says that cannot be opened: everything may differ.
+func Lost(name string, err error) *Found {
+	return &Found{Phase: Scanning, Whys: []error{fmt.Errorf("intent file '%s': %w", name, bare(err))}}
 }
 
 // bare is an error of package os without the name of its file.

@@ -8,10 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
-	"os"
 	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/blkmirror/blkmirror/block/bitmap"
 )
@@ -84,20 +81,7 @@ func shiftFor(c Config) uint8 {
 	return shift
 }
 
-// CreateFile makes a file at a path, where none is, and makes it durable; its directory entry is up to the caller.
-func CreateFile(path string, c Config, phase Phase, dirty *bitmap.Bitmap) (*Log, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("intent file '%s': %w", path, bare(err))
-	}
-	l, err := Create(path, f, c, phase, dirty)
-	if err != nil {
-		return nil, errors.Join(err, f.Close(), os.Remove(path))
-	}
-	return l, nil
-}
-
-// Create fills an empty file, of the name that errors call it, and makes it durable. What is set in dirty is marked; nil is
+// Create fills an empty file, of the name that errors call it, and makes it durable; its directory entry is up to the caller. What is set in dirty is marked; nil is
 // everything.
 func Create(name string, f File, c Config, phase Phase, dirty *bitmap.Bitmap) (*Log, error) {
 	if c.Durability == Host {
