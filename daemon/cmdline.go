@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/blkmirror/blkmirror/daemon/web"
 	"github.com/blkmirror/blkmirror/job/mirror/intent"
 )
 
@@ -29,6 +30,7 @@ type commandLine struct {
 	daemonize     bool
 	drain         time.Duration
 	limits        limits
+	web           web.Options
 	stateDir      string
 	restore       restoreMode
 	durability    intent.Durability
@@ -69,6 +71,7 @@ func parseCommandLine(args []string) (*commandLine, error) {
 	restore := flags.String("restore", string(restoreStrict), "what of the state must come back: all of it with strict, what can with best-effort;\nignore sets the state aside")
 	durability := flags.String("mirror-durability", intent.Process.String(), "what mirrors with --state-dir go on after without a full copy: the end of the daemon with process,\nof the host, too, with host")
 	line.limits.addTo(flags)
+	line.web.AddTo(flags)
 	flags.BoolVarP(&line.help, "help", "h", false, "show this text")
 	flags.BoolVarP(&line.version, "version", "V", false, "show the version")
 	line.usage = "usage: blkmirrord [OPTION...]\n\nA storage daemon that exports disk images and mirrors them while they are in use.\n" +
@@ -77,6 +80,9 @@ func parseCommandLine(args []string) (*commandLine, error) {
 		return nil, err
 	}
 	if err := line.limits.check(); err != nil {
+		return nil, err
+	}
+	if err := line.web.Check(); err != nil {
 		return nil, err
 	}
 	if *seconds < 0 || *seconds > maxDrain.Seconds() {

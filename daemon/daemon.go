@@ -23,6 +23,7 @@ import (
 	"github.com/blkmirror/blkmirror/daemon/options"
 	"github.com/blkmirror/blkmirror/daemon/sandbox"
 	"github.com/blkmirror/blkmirror/daemon/state"
+	"github.com/blkmirror/blkmirror/daemon/web"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
 	"github.com/blkmirror/blkmirror/qmp/server"
@@ -48,6 +49,7 @@ type Daemon struct {
 	quit     chan struct{} // closed when a quit was carried out
 	drain    time.Duration // how long a stop waits for ready mirrors
 	state    *state.Dir    // nil without --state-dir
+	web      *web.Server   // nil without --web
 }
 
 // channel is a chardev that a monitor may be put on.
@@ -114,6 +116,9 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 		case err != nil:
 			return err
 		}
+	}
+	if err := d.startWeb(line); err != nil {
+		return err
 	}
 	if line.pidFile != "" {
 		pid, err := writePIDFile(line.pidFile)
@@ -284,6 +289,7 @@ func (d *Daemon) stop() error {
 			errs = append(errs, c.listener.Close())
 		}
 	}
+	errs = append(errs, d.web.Stop(ctx))
 	if err := d.server.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		errs = append(errs, err)
 	}
