@@ -55,6 +55,7 @@ func (f *File) CopyRange(ctx context.Context, from block.Driver, fromOff, off, n
 		}
 		return 0, 0, err
 	}
+	defer f.queue(n)()
 	copied, err = f.copyFrom(source, fromOff, off, n)
 	return copied, block.OffloadCopied, err
 }

@@ -70,6 +70,8 @@ type File struct {
 
 	extent dataExtent
 
+	turn sync.Mutex // held around a long write, see queue
+
 	// Changed by SetPermissions only, of which one runs at a time.
 	held     locks
 	noLocks  bool

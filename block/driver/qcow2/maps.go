@@ -4,6 +4,7 @@ package qcow2
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"sync"
 
@@ -255,6 +256,12 @@ func (d *Disk) lookup(ctx context.Context, off, n int64) (run, error) {
 		return r, nil
 	case data:
 		r.host = e.host + in
+		if skip := d.follow(s.data[at:], off+n-guest); skip > 0 {
+			last := at + skip*int(d.entry)
+			if l, err := d.readEntry(s.data[last:], guest+int64(skip)<<d.clusterBits); err == nil {
+				e, at, guest, in = l, last, guest+int64(skip)<<d.clusterBits, 0
+			}
+		}
 	}
 	for r.n = 0; ; {
 		// The rest of this cluster, as far as it is of one kind.
@@ -274,6 +281,21 @@ func (d *Disk) lookup(ctx context.Context, off, n int64) (run, error) {
 	}
 	r.n = min(r.n, n)
 	return r, nil
+}
+
+// follow is how many entries after the first are like it and lie behind each other on the host, of those for n bytes. It only compares, so the
+// last one has to be read. Extended entries (subclusters) it does not know.
+func (d *Disk) follow(entries []byte, n int64) (more int) {
+	if d.entry != 8 {
+		return 0
+	}
+	raw := binary.BigEndian.Uint64(entries)
+	for clusters := int((n - 1) >> d.clusterBits); more < clusters; more++ {
+		if raw += uint64(d.cluster); binary.BigEndian.Uint64(entries[8*(more+1):]) != raw {
+			break
+		}
+	}
+	return more
 }
 
 // emptyLocked is how many of n bytes no L2 table speaks of.
