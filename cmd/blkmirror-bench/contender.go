@@ -19,7 +19,7 @@ import (
 type contender struct {
 	name    string
 	command []string // of a daemon: what comes before its arguments; of an NBD server: all of it
-	options string   // as they were given
+	options string   // as reports show them
 
 	root      string   // run inside this folder as chroot does
 	scenarios []string // those that it takes part in; nil for all
@@ -31,6 +31,7 @@ type contender struct {
 	targetIsZero bool
 	granularity  int64 // of mirrors, 0 for the default
 	bufSize      int64
+	durability   string // of mirrors with a state directory, which there is if this is set
 }
 
 // parseContender reads NAME[OPTION=VALUE,...]=COMMAND. The brackets may be left out with what is in them.
@@ -51,11 +52,17 @@ func parseContender(text string) (*contender, error) {
 			return nil, fmt.Errorf("'%s' has no ']=' after its options", text)
 		}
 		c.options, rest = rest[1:end], rest[end+1:]
+		var shown []string
 		for option := range strings.SplitSeq(c.options, ",") {
 			if err := c.set(option); err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
+			if strings.HasPrefix(option, "root=") {
+				option = "root" // where it is says nothing to those who read the results
+			}
+			shown = append(shown, option)
 		}
+		c.options = strings.Join(shown, ",")
 	}
 	var err error
 	if c.command, err = splitWords(rest[1:]); err != nil {
@@ -107,6 +114,12 @@ func (c *contender) set(option string) (err error) {
 		return size(&c.granularity)
 	case "buf-size":
 		return size(&c.bufSize)
+	case "state-dir":
+		if !slices.Contains([]string{"process", "host"}, value) {
+			return fmt.Errorf("state-dir is process or host, not '%s'", value)
+		}
+		c.durability = value
+		return nil
 	case "root":
 		if c.root, err = filepath.Abs(value); err == nil && c.root == "/" {
 			c.root = ""

@@ -28,11 +28,15 @@ type daemon struct {
 	monitor *client.Client
 	qmp     string // socket
 	nbd     string // socket, once there is an export
+	state   string // folder, if the contender keeps one
 }
 
 // startDaemon starts a contender without any nodes.
 func (b *bench) startDaemon(ctx context.Context, c *contender) (*daemon, error) {
 	d := &daemon{c: c, b: b, qmp: b.scratch("qmp")}
+	if c.durability != "" {
+		d.state = b.scratch("state")
+	}
 	p, err := startProcess(ctx, c.argv(nil, d.arguments()...), b.scratch("log"))
 	if err != nil {
 		return nil, err
@@ -66,6 +70,9 @@ func (d *daemon) arguments() (args []string) {
 	if d.c.iothread {
 		args = append(args, "--object", "iothread,id=io")
 	}
+	if d.state != "" {
+		args = append(args, "--state-dir", d.c.inside(d.state), "--mirror-durability", d.c.durability)
+	}
 	return append(args, "--chardev", "socket,id=monitor,server=on,wait=off,path="+escape(d.c.inside(d.qmp)), "--monitor", "chardev=monitor")
 }
 
@@ -84,6 +91,9 @@ func (d *daemon) tidy() {
 		if path != "" {
 			_ = os.Remove(path) // the folder is removed at the end in any case
 		}
+	}
+	if d.state != "" {
+		_ = os.RemoveAll(d.state)
 	}
 }
 

@@ -55,6 +55,7 @@ theirs. COMMAND is what comes before a daemon's arguments; it must not fork. Opt
   cache.direct=on|off           for all nodes
   iothread=on|off               nodes and exports in an I/O thread of their own
   granularity=SIZE buf-size=SIZE target-is-zero=on|off     of mirrors
+  state-dir=process|host        with a state directory, and mirrors that survive the process or the host (blkmirrord)
   scenarios=S1+S4               take part in these only
   root=FOLDER                   run in this folder as its root, as chroot does; it must see the --dir
 
