@@ -182,7 +182,8 @@ func newDaemon(log *logrus.Entry, l *limits, box *sandbox.Sandbox) *Daemon {
 		Aside:   d.aside,
 		Hold:    d.hold,
 		Limits:  l.handlers,
-		Memory:  budget.New(int64(l.memory)),
+		Memory:  budget.New(int64(l.memory - l.copies)),
+		Copies:  budget.New(int64(l.copies)),
 		Explain: box.Explain,
 	})
 	d.server = server.New(server.Config{

@@ -20,14 +20,17 @@ import (
 const (
 	defaultMemory = 1 << 30
 	leastMemory   = 64 << 20 // two of the largest requests
+	// What jobs copy through, of defaultMemory and at least; the same part of any other memory.
+	defaultCopies = 64 << 20
+	leastCopies   = 1 << 20
 	leastRequest  = 64 << 10 // what clients use that ask for no sizes
 )
 
 // limits are the options that bound what clients can make the daemon do; docs/limits.md explains them.
 type limits struct {
-	clients, depth           int
-	message, memory, request size
-	handlers                 handlers.Limits
+	clients, depth                   int
+	message, memory, copies, request size
+	handlers                         handlers.Limits
 
 	sandbox sandbox.Options
 	ports   string
@@ -72,7 +75,8 @@ func (l *limits) addTo(flags *pflag.FlagSet) {
 	flags.IntVar(&l.handlers.Exports, "max-exports", 1000, "make at most `N` exports")
 	flags.IntVar(&l.handlers.Jobs, "max-jobs", 1000, "make at most `N` jobs, those that wait to be dismissed included")
 	flags.IntVar(&l.handlers.Nodes, "max-nodes", 10000, "make at most `N` nodes, those that others bring with them included")
-	flags.Var(&l.memory, "memory-limit", "use at most `BYTES` for the data of requests of NBD clients; copies of jobs are not counted")
+	flags.Var(&l.memory, "memory-limit", "use at most `BYTES` for the data of requests of NBD clients and of jobs")
+	flags.Var(&l.copies, "copy-memory", "of these, use at most `BYTES` for copies of jobs (default: a sixteenth)")
 	flags.IntVar(&l.handlers.Requests, "max-nbd-requests", nbdserver.DefaultMaxRequests, "work on at most `N` requests of one NBD connection at a time")
 	flags.Var(&l.request, "max-nbd-request-size", "refuse reads and writes of NBD clients of more than `BYTES`")
 	flags.Var(paths{&l.sandbox.Paths}, "sandbox", "confine the daemon to `DIR[:DIR...]` and what is in it, whoever names a path (Landlock)")
@@ -98,6 +102,12 @@ func (l *limits) check() error {
 		}
 	}
 	l.handlers.Request = int64(l.request)
+	if l.copies == 0 {
+		l.copies = l.memory / (defaultMemory / defaultCopies)
+	}
+	if half := l.memory / 2; l.copies < leastCopies || l.copies > half {
+		return fmt.Errorf("--copy-memory %d: expects a number from %d to %d, half of --memory-limit", l.copies, leastCopies, half)
+	}
 	confined := len(l.sandbox.Paths)+len(l.sandbox.ReadOnly) > 0
 	if !confined && (l.ports != "" || l.sandbox.BestEffort) {
 		return fmt.Errorf("--sandbox-tcp and --sandbox-best-effort need --sandbox")

@@ -8,11 +8,13 @@ import (
 	"sync"
 
 	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/budget"
 )
 
 // Registry holds the jobs of one daemon.
 type Registry struct {
 	events  Events
+	memory  *budget.Budget // for copies, of all jobs; nil for no bound
 	workers sync.WaitGroup
 
 	mu struct {

@@ -22,6 +22,7 @@ type Budget struct {
 		own    int64 // bytes of all accounts' own parts
 		shared int64 // bytes beyond their own parts that accounts hold
 		queue  []*waiter
+		open   map[*Account]struct{}
 	}
 }
 
@@ -35,7 +36,7 @@ type waiter struct {
 // New returns a budget of limit bytes.
 func New(limit int64) *Budget {
 	b := &Budget{}
-	b.mu.limit = limit
+	b.mu.limit, b.mu.open = limit, map[*Account]struct{}{}
 	return b
 }
 
@@ -65,7 +66,9 @@ func (b *Budget) Open(own int64) *Account {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.mu.own += own
-	return &Account{budget: b, own: own}
+	a := &Account{budget: b, own: own}
+	b.mu.open[a] = struct{}{}
+	return a
 }
 
 // Close ends an account, to which everything was given back already.
@@ -83,7 +86,28 @@ func (a *Account) Close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.mu.own -= a.own
+	delete(b.mu.open, a)
 	b.grantLocked()
+}
+
+// Use is what a budget is used for at one moment, in bytes but for the last two.
+type Use struct {
+	Limit, Held       int64
+	Accounts, Waiting int
+}
+
+// Use is a snapshot. A budget without a bound tells nothing.
+func (b *Budget) Use() (u Use) {
+	if b == nil {
+		return u
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for a := range b.mu.open {
+		u.Held += a.held.Load()
+	}
+	u.Limit, u.Accounts, u.Waiting = b.mu.limit, len(b.mu.open), len(b.mu.queue)
+	return u
 }
 
 // Used is how many bytes accounts hold beyond their own parts, and how many of those there may be. The second is

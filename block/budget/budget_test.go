@@ -60,6 +60,9 @@ func TestShares(t *testing.T) {
 	late.Give(28)
 	wantShared(t, b, 0)
 	take(late, 1000, true) // alone, even more than there is
+	if u := b.Use(); u != (Use{Limit: 100, Held: 1000, Accounts: 3}) {
+		t.Errorf("the budget says that its use is %+v", u)
+	}
 	take(other, 11, false)
 	take(other, 10, true)
 	other.Give(10)

@@ -44,6 +44,8 @@ type Config struct {
 	Limits Limits
 	// Memory is where buffers of the NBD server's clients come from; nil for no bound.
 	Memory *budget.Budget
+	// Copies is where buffers of jobs come from; nil for no bound.
+	Copies *budget.Budget
 	// Explain may add to an error of a command what the system forbids the process.
 	Explain func(error) error
 	// Aside runs f, which waits for somebody else, while other commands may run, and returns its error. The context of f ends
@@ -134,6 +136,7 @@ func New(c Config) *Handlers {
 		opened: map[*block.Node]*openedNode{}}
 	h.jobs = job.NewRegistry(jobEvents{c.Emit})
 	h.jobs.Limit(c.Limits.Jobs)
+	h.jobs.ShareMemory(c.Copies)
 	h.exports = export.NewRegistry(func(id string) { c.Emit(&api.BlockExportDeletedEvent{ID: id}) })
 	h.nbd = nbdserver.New(h.graph, h.exports, c.NBD)
 	return h

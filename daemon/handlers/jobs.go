@@ -4,6 +4,7 @@ package handlers
 
 import (
 	"context"
+	"time"
 
 	"github.com/blkmirror/blkmirror/job"
 	"github.com/blkmirror/blkmirror/job/mirror"
@@ -102,7 +103,7 @@ func (h *Handlers) resume(ctx context.Context, j *job.Job) error {
 	return h.noteJob(ctx, j, func() { _ = j.Pause(nil) })
 }
 
-// BlockJobChange changes the copy mode of a mirror.
+// BlockJobChange changes the copy mode of a mirror, or how long guests' requests may take.
 func (h *Handlers) BlockJobChange(ctx context.Context, a *api.BlockJobChangeOptions) error {
 	return h.onBlock(a.ID, func(j *job.Job) error {
 		if err := j.AllowChange(); err != nil {
@@ -112,9 +113,24 @@ func (h *Handlers) BlockJobChange(ctx context.Context, a *api.BlockJobChangeOpti
 		if !ok || a.Mirror == nil {
 			return qmp.Errorf("Job '%s' of type '%s' cannot be changed as a job of type '%s'", a.ID, j.Info().Type, a.Type)
 		}
+		latency := a.Mirror.MaxGuestLatency
+		switch {
+		case a.Mirror.CopyMode == "" && latency == nil:
+			return qmp.Errorf("Parameter 'copy-mode' is missing")
+		case latency != nil && *latency < 0:
+			return qmp.Errorf("Parameter 'max-guest-latency' expects a non-negative value")
+		}
 		was := m.State()
-		m.ChangeMode(copyMode(a.Mirror.CopyMode))
-		return h.noteJob(ctx, j, func() { m.ChangeMode(was.Mode, was.Auto) })
+		if a.Mirror.CopyMode != "" {
+			m.ChangeMode(copyMode(a.Mirror.CopyMode))
+		}
+		if latency != nil {
+			m.SetMaxGuestLatency(time.Duration(*latency))
+		}
+		return h.noteJob(ctx, j, func() {
+			m.ChangeMode(was.Mode, was.Auto)
+			m.SetMaxGuestLatency(was.MaxGuestLatency)
+		})
 	})
 }
 
@@ -165,6 +181,10 @@ func work(s mirror.State) api.JobWork {
 		DirtyBytes:     &s.Dirty, Rate: &s.Rate, GuestWriteDelayNS: &delay}
 	if s.SecondsLeft >= 0 {
 		w.SecondsLeft = &s.SecondsLeft
+	}
+	if s.MaxGuestLatency > 0 {
+		most, latency := s.MaxGuestLatency.Nanoseconds(), s.GuestLatency.Nanoseconds()
+		w.MaxGuestLatency, w.GuestLatencyNS, w.RateLimit = &most, &latency, positive(s.Braked)
 	}
 	if p := &s.Proof; p.On {
 		w.VerifiedBytes, w.UnverifiedBytes, w.DifferingBytes = &p.Verified, &p.Left, &p.Differing

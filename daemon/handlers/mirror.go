@@ -6,6 +6,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/job"
@@ -34,7 +35,7 @@ func (h *Handlers) mirrorOptions(a *api.BlockdevMirrorArguments) (o mirror.Optio
 		JobID: qmp.Or(a.JobID, ""), Speed: qmp.Or(a.Speed, 0), Granularity: int64(qmp.Or(a.Granularity, 0)),
 		BufSize: qmp.Or(a.BufSize, 0), FilterName: qmp.Or(a.FilterNodeName, ""), OnModeChange: h.modeChanged,
 		OnSourceError: policy(a.OnSourceError), OnTargetError: policy(a.OnTargetError),
-		TargetIsZero: qmp.Or(a.TargetIsZero, false),
+		TargetIsZero: qmp.Or(a.TargetIsZero, false), MaxGuestLatency: time.Duration(qmp.Or(a.MaxGuestLatency, 0)),
 		AutoFinalize: qmp.Or(a.AutoFinalize, true), AutoDismiss: qmp.Or(a.AutoDismiss, true),
 	}
 	if o.Verify = qmp.Or(a.XVerify, false); o.Verify {

@@ -220,6 +220,7 @@ func (p *picture) addJobs(mirrors []*keptMirror) {
 		source, target = p.below(source), p.below(target)
 		args, speed, now := *k.args, k.job.Speed(), k.mirror.State()
 		args.Device, args.Target, args.Speed, args.TargetIsZero = source.Name(), target.Name(), &speed, nil
+		args.MaxGuestLatency = positive(now.MaxGuestLatency.Nanoseconds())
 		if args.CopyMode = api.MirrorCopyMode(now.Mode.String()); now.Auto {
 			args.CopyMode = api.MirrorCopyModeAuto
 		}

@@ -10,8 +10,8 @@ import (
 	"github.com/blkmirror/blkmirror/block"
 )
 
-// maxWorkers is the most copies in flight. More do not help local disks, and each costs a thread while it waits.
-const maxWorkers = 4
+// How many copies are in flight at first: one while the kernel copies, which does one after the other to the same file.
+const firstWorkers, firstOffloading = 2, 1
 
 const (
 	// copyUnit is the unit in which data is copied to a target that is zero, where the granularity is not finer: smaller holes
@@ -29,7 +29,8 @@ type result struct {
 	claimed              int64 // bytes of the claim
 	data                 int64 // bytes that were copied or zeroed at a cost
 	took                 time.Duration
-	marked               bool // the claim is, until it is given up
+	memory               int64 // bytes that buffers may take
+	marked               bool  // the claim is, until it is given up
 
 	// Of a comparison.
 	verify bool
@@ -39,8 +40,8 @@ type result struct {
 
 // copy carries out a claim of the copy: data is read and written, zeroes are written where the target has something else.
 // The caller is inside the job's gate.
-func (m *Mirror) copy(ctx context.Context, o *op) result {
-	r := result{o: o, claimed: o.end - o.off}
+func (m *Mirror) copy(ctx context.Context, o *op, memory int64) result {
+	r := result{o: o, claimed: o.end - o.off, memory: memory}
 	f := m.filter
 	r.off, r.len = o.off, o.end-o.off
 	r.targetErr = m.keeper.copying(o.off, r.claimed)
@@ -150,10 +151,10 @@ func (m *Mirror) copyZero(o *op, at, end int64, r *result) error {
 	return m.filter.target.WriteZeroes(m.given(o.epoch), at, end-at, block.MayUnmap)
 }
 
-// copyPieces copies a range of data through buffers of at most a piece.
+// copyPieces copies a range of data through a buffer of at most a piece.
 func (m *Mirror) copyPieces(ctx context.Context, o *op, at, end int64, r *result) {
 	for at < end && r.sourceErr == nil && r.targetErr == nil {
-		step := min(end-at, m.piece)
+		step := min(end-at, m.piece, r.memory)
 		b := block.GetBuffer(int(step))
 		r.off, r.len = at, step
 		if r.sourceErr = m.filter.source.ReadAt(ctx, b.B, at); r.sourceErr == nil {

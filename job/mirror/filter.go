@@ -34,7 +34,10 @@ var opPool = sync.Pool{New: func() any { return new(op) }}
 func (f *filter) Size() int64 { return f.source.Size() }
 
 func (f *filter) ReadAt(ctx context.Context, p []byte, off int64) error {
-	return f.source.ReadAt(ctx, p, off)
+	began := f.m.latency.begin()
+	err := f.source.ReadAt(ctx, p, off)
+	f.m.latency.end(began)
+	return err
 }
 
 func (f *filter) BlockStatus(ctx context.Context, off, n int64) (block.Extent, error) {
@@ -48,10 +51,12 @@ func (f *filter) Close() error { return nil }
 // begin announces a guest's write and waits for its turn.
 func (f *filter) begin(ctx context.Context, r request, off, n int64) (*op, error) {
 	m := f.m
+	began := m.latency.begin()
 	if err := m.keeper.begin(ctx, off, n); err != nil {
 		return nil, err
 	}
 	o := opPool.Get().(*op)
+	o.began = began
 	m.mu.Lock()
 	if m.planner.beginGuest(o, r, off, n) {
 		m.grantedLocked(o)
@@ -151,6 +156,7 @@ func (f *filter) WriteAt(ctx context.Context, p []byte, off int64, flags block.F
 		return err
 	}
 	sourceErr := f.source.WriteAt(ctx, p, off, flags)
+	m.latency.end(o.began)
 	targetErr := f.onTarget(o, sourceErr, func(ctx context.Context) error {
 		if r == reqZero {
 			return f.zeroTarget(ctx, o, zeroFlags|flags&block.FUA)
@@ -166,6 +172,7 @@ func (f *filter) WriteZeroes(ctx context.Context, off, n int64, flags block.Flag
 		return err
 	}
 	sourceErr := f.source.WriteZeroes(ctx, off, n, flags)
+	f.m.latency.end(o.began)
 	targetErr := f.onTarget(o, sourceErr, func(ctx context.Context) error { return f.zeroTarget(ctx, o, flags&^block.NoFallback) })
 	return f.end(o, sourceErr, targetErr)
 }

@@ -167,8 +167,9 @@ func (l *loop) drained(ctx context.Context, f func(*block.Tx) error) error {
 func (l *loop) copyRest(ctx context.Context) error {
 	m := l.m
 	l.troubled = false
+	defer l.spare()
 	for {
-		for l.inFlight < l.workers() && !l.troubled {
+		for l.inFlight < l.workers() && !l.troubled && l.room() {
 			if started, err := l.startCopy(ctx, time.Now()); err != nil {
 				l.settleAll()
 				return err
@@ -208,10 +209,12 @@ func (m *Mirror) compareSuspects(ctx context.Context) (equal bool, err error) {
 	m.mu.Lock()
 	ranges := m.planner.suspected()
 	m.mu.Unlock()
+	memory := m.memory.Take(2 * pieceSize) // nothing is in flight
+	defer m.memory.Give(memory)
 	equal = true
 	for _, r := range ranges {
-		for at := r.off; at < r.end; at += pieceSize {
-			same, err := m.compare(ctx, at, min(pieceSize, r.end-at))
+		for at := r.off; at < r.end; at += memory / 2 {
+			same, err := m.compare(ctx, at, min(memory/2, r.end-at))
 			if err != nil {
 				return false, err
 			}

@@ -46,7 +46,7 @@ type Options struct {
 	Mode           Mode
 	Speed          int64 // bytes per second, 0 for no limit
 	Granularity    int64 // bytes, 0 for the default
-	BufSize        int64 // bytes in flight between source and target, 0 for the default
+	BufSize        int64 // bytes in flight between source and target at most, 0 for the default
 	OnSourceError  job.Policy
 	OnTargetError  job.Policy
 	FilterName     string // node name of the filter, "" for an implicit one
@@ -76,6 +76,8 @@ type Options struct {
 	Resume *Resume
 	// OnInsert is called when everything about the mirror but its start is done, and can still refuse it. It may be nil.
 	OnInsert func(ctx context.Context, m *Mirror, tx *block.Tx) error
+	// MaxGuestLatency is what guests' requests may take on the source before the copy gives way; 0 for any time.
+	MaxGuestLatency time.Duration
 	// OnTrouble is told when the intent file cannot be written, once until it can be again. Guests' writes may wait for that. It
 	// may be nil.
 	OnTrouble    func(error)
@@ -108,6 +110,8 @@ type Mirror struct {
 	detect    block.DetectZeroes // what the target does about data that is zero
 	piece     int64              // most bytes of data in one copy
 	workers   int                // most copies in flight
+	memory    *job.Memory        // for copies
+	latency   latency            // of guests' requests
 	targetCtx context.Context    // of all requests to the target: they do not wait for a lost one, and end with a forced cancel
 	giveUp    context.CancelFunc
 	watch     *watch        // nil for a target that cannot go silent
@@ -127,6 +131,7 @@ type Mirror struct {
 	bytes   Bytes
 	auto    bool // the copy mode is the job's to choose
 	flow    flow
+	braked  int64 // bytes per second that the copy is held to for guests' sake; 0 for no limit
 	rates   rates // at sampled
 	sampled time.Time
 	delay   time.Duration // what the mirror adds to a guest's write: a moving mean
@@ -181,7 +186,7 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 		m.piece &^= min(pieceSize, opts.Granularity) - 1
 	}
 	m.kernel.off = opts.Offload == OffloadOff || m.detect != block.DetectZeroesOff || opts.Commit != CommitNot
-	m.workers = int(min(max(opts.BufSize/m.piece, 1), maxWorkers))
+	m.workers = int(min(max(opts.BufSize/m.piece, 1), job.MaxCrew))
 	m.results = make(chan result, m.workers)
 	m.keeper = newKeeper(m)
 	if opts.TargetIsZero && opts.Sync == SyncFull && opts.Resume == nil {
@@ -195,8 +200,11 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 		return nil, err
 	}
 	m.progress = &m.job.Progress
+	m.latency.most.Store(int64(opts.MaxGuestLatency))
+	m.memory = jobs.OpenMemory(m.leastMemory())
 	if err := graph.Change(ctx, func(tx *block.Tx) error { return m.insert(ctx, tx) }); err != nil {
 		m.job.Abandon()
+		m.memory.Close()
 		m.giveUp()
 		return nil, err
 	}
@@ -219,6 +227,25 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 	return m, nil
 }
 
+// bufferBytes is how much memory a copy or a comparison takes at most, and leastMemory how much one must have.
+func (m *Mirror) bufferBytes() int64 {
+	if m.planner.verify != nil && m.job.IsReady() {
+		return 2 * m.piece
+	}
+	return m.piece
+}
+
+func (m *Mirror) leastMemory() int64 {
+	least := m.piece
+	if m.planner.whole == nil {
+		least = min(least, job.LeastBuffer) // any part of a claim can be copied by itself
+	}
+	if m.planner.verify != nil {
+		least *= 2
+	}
+	return least
+}
+
 // check refuses what cannot work, before anything is changed, and fills in defaults.
 func (o *Options) check(graph *block.Graph) error {
 	if o.Granularity == 0 {
@@ -231,6 +258,8 @@ func (o *Options) check(graph *block.Graph) error {
 		return invalid("Parameter 'granularity' expects a power of 2")
 	case o.BufSize < 0:
 		return invalid("Invalid parameter 'buf-size'")
+	case o.MaxGuestLatency < 0:
+		return invalid("Parameter 'max-guest-latency' expects a non-negative value")
 	}
 	if o.BufSize == 0 {
 		o.BufSize = defaultBufSize
@@ -437,6 +466,10 @@ type State struct {
 	SecondsLeft int64         // until nothing is dirty, if all goes on as it does; -1 if that is never
 	GuestDelay  time.Duration // what the mirror adds to a guest's write
 	Proof       Proof
+
+	MaxGuestLatency time.Duration // as it was asked for
+	GuestLatency    time.Duration // what guests' requests take on the source of late, in the worse cases; 0 if that is not measured
+	Braked          int64         // bytes per second that the copy is held to for that; 0 for no limit
 }
 
 // State is a snapshot.
@@ -444,7 +477,10 @@ func (m *Mirror) State() State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := State{Mode: m.planner.mode, Auto: m.auto, Synced: m.planner.synced(), Dirty: m.planner.d.SetBytes(), Bytes: m.bytes,
-		GuestDelay: m.delay, Proof: m.proofLocked()}
+		GuestDelay: m.delay, Proof: m.proofLocked(), Braked: m.braked}
+	if s.MaxGuestLatency = time.Duration(m.latency.most.Load()); s.MaxGuestLatency > 0 {
+		s.GuestLatency = m.latency.estimate()
+	}
 	r := m.rates
 	if time.Since(m.sampled) > 4*sampleEvery {
 		r = rates{} // nothing has happened since

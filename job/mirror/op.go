@@ -41,6 +41,7 @@ type op struct {
 
 	blocked int           // earlier claims that it waits for
 	granted chan struct{} // made by the runner for an op that has to wait
+	began   time.Time     // of a guest's write, if such are measured
 	delay   time.Duration // what the mirror added to a guest's write
 	epoch   uint64        // of the planner when the claim was asked for, and then when it was granted
 

@@ -34,7 +34,11 @@ func (m *Mirror) Run(ctx context.Context, _ *job.Job) error {
 	}
 	stop := context.AfterFunc(ctx, m.giveUp)
 	defer stop()
-	l := &loop{m: m, retry: retryFirst}
+	first := firstWorkers
+	if !m.kernel.off {
+		first = firstOffloading
+	}
+	l := &loop{m: m, retry: retryFirst, crew: job.NewCrew(first, m.workers)}
 	err := l.prepare(ctx)
 	if err == nil {
 		defer m.keeper.start()()
@@ -63,6 +67,7 @@ func (m *Mirror) Clean(error) error {
 		// the source: the job's guests, and all others, go on.
 		errs = append(errs, m.remove(context.Background()))
 	}
+	m.memory.Close()
 	if m.opts.OnEnd != nil {
 		errs = append(errs, m.opts.OnEnd(m.pivoted))
 	}
@@ -73,6 +78,10 @@ func (m *Mirror) Clean(error) error {
 type loop struct {
 	m        *Mirror
 	limiter  job.Limiter
+	brake    brake
+	crew     job.Crew
+	memory   int64         // bytes set aside for the next copy
+	moved    int64         // bytes that were copied, zeroed at a cost or compared
 	inFlight int           // copies
 	troubled bool          // one failed; for copyRest
 	futile   bool          // the last drain was for nothing; a copy has to go well before the next
@@ -93,7 +102,8 @@ func (l *loop) turn(ctx context.Context) error {
 	if err := l.look(ctx); err != nil {
 		return err
 	}
-	sample := l.measure(time.Now())
+	now := time.Now()
+	sample, braking := l.measure(now), l.brakeFor(now)
 	complete, _ := l.m.job.CompleteWanted()
 	if l.m.opts.Commit == CommitLower {
 		complete = true // it ends by itself
@@ -112,7 +122,7 @@ func (l *loop) turn(ctx context.Context) error {
 	if again, err := l.advance(ctx, complete); again || err != nil {
 		return err
 	}
-	for _, d := range []time.Duration{sample, l.m.tell(time.Now(), false)} {
+	for _, d := range []time.Duration{sample, braking, l.m.tell(time.Now(), false)} {
 		if wait == 0 || d > 0 && d < wait {
 			wait = d
 		}
@@ -202,6 +212,12 @@ func (l *loop) refresh() {
 // until something happens.
 func (l *loop) dispatch(ctx context.Context, hurry bool) (time.Duration, error) {
 	silent := l.listen()
+	defer l.spare()
+	defer func() {
+		if l.step > 0 || l.inFlight < l.crew.Size() {
+			l.crew.Idle()
+		}
+	}()
 	for l.inFlight < l.workers() {
 		now := time.Now()
 		wait, dirty := l.holdBack(now, hurry)
@@ -210,6 +226,9 @@ func (l *loop) dispatch(ctx context.Context, hurry bool) (time.Duration, error) 
 		}
 		if !dirty || wait > 0 {
 			return l.verify(ctx, wait)
+		}
+		if !l.room() {
+			return 0, nil
 		}
 		started, err := l.startCopy(ctx, now)
 		if err != nil {
@@ -224,6 +243,20 @@ func (l *loop) dispatch(ctx context.Context, hurry bool) (time.Duration, error) 
 		l.starved = time.Time{}
 	}
 	return 0, nil
+}
+
+// room sets memory aside for the next copy, as there always is while none is in flight, unless that was done.
+func (l *loop) room() bool {
+	if l.memory == 0 {
+		l.memory = l.m.memory.Take(l.m.bufferBytes())
+	}
+	return l.memory > 0
+}
+
+// spare gives back what was set aside and not used.
+func (l *loop) spare() {
+	l.m.memory.Give(l.memory)
+	l.memory = 0
 }
 
 // holdBack says whether anything is dirty, and how long its copy has to wait still.
@@ -242,11 +275,10 @@ func (l *loop) holdBack(now time.Time, hurry bool) (wait time.Duration, dirty bo
 		}
 		wait = l.gather.Sub(now)
 	}
-	l.limiter.SetSpeed(m.job.Speed(), now)
-	return max(wait, l.limiter.Wait(now), l.notYet.Sub(now)), true
+	return max(wait, l.slack(now), l.notYet.Sub(now)), true
 }
 
-// startCopy claims the next piece and hands it to a goroutine of its own.
+// startCopy claims the next piece and hands it to a goroutine of its own, with the memory that was set aside.
 func (l *loop) startCopy(ctx context.Context, now time.Time) (started bool, err error) {
 	m := l.m
 	gate := m.backend.Gate()
@@ -254,18 +286,21 @@ func (l *loop) startCopy(ctx context.Context, now time.Time) (started bool, err 
 		return false, err
 	}
 	o := opPool.Get().(*op)
-	if !m.claimNext(o, l.limiter.Piece(m.planner.d.Granularity(), l.piece())) {
+	if !m.claimNext(o, l.largest(l.piece())) {
 		gate.Leave()
 		opPool.Put(o)
 		return false, nil
 	}
-	l.limiter.Take(o.end-o.off, now)
+	l.spend(o.end-o.off, now)
+	memory := m.memory.Keep(l.memory, o.end-o.off)
+	l.memory = 0
 	l.inFlight++
 	m.job.SetBusy(true)
 	go func() {
 		began := time.Now()
-		r := m.copy(ctx, o)
+		r := m.copy(ctx, o, memory)
 		r.took = time.Since(began)
+		m.memory.Give(memory)
 		m.settle(&r)
 		gate.Leave()
 		m.results <- r
@@ -295,7 +330,10 @@ func (l *loop) ended(r result) {
 	if l.inFlight == 0 {
 		l.m.job.SetBusy(false)
 	}
-	l.limiter.Take(r.data-r.claimed, time.Now())
+	now := time.Now()
+	l.spend(r.data-r.claimed, now)
+	l.crew.Done(r.data, now)
+	l.moved += r.data
 	if r.sourceErr == nil && r.targetErr == nil {
 		l.retry, l.futile = retryFirst, l.futile && r.verify
 		l.grow(r)

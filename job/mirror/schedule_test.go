@@ -18,6 +18,7 @@ import (
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/blocktest"
+	"github.com/blkmirror/blkmirror/block/budget"
 	"github.com/blkmirror/blkmirror/job"
 )
 
@@ -164,6 +165,9 @@ func newSchedule(t *testing.T, seed uint64, total *tally) *schedule {
 		}
 	}
 	s.rig = newRig(t, source, target, options(), options())
+	if chance(r, 50) {
+		s.jobs.ShareMemory(budget.New(one[int64](r, 1, 64<<10, 1<<20, 4<<20)))
+	}
 	for _, d := range []*disk{source, target} {
 		d.permissions = s.permissionsChanged
 		d.keep = func() bool { return !s.lossy || s.loses.Load() != d || s.guest.Node().Driver() == d.driver() }
@@ -405,6 +409,7 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 		OnTargetError: one(r, job.PolicyReport, job.PolicyIgnore, job.PolicyStop, job.PolicyENOSPC),
 		AutoFinalize:  chance(r, 70), AutoDismiss: chance(r, 70)}
 	o.Auto = chance(r, 10)
+	o.MaxGuestLatency = one(r, 0, 0, time.Microsecond, time.Millisecond, 20*time.Millisecond)
 	if chance(r, 12) {
 		o.Sync, o.Bitmap = SyncBitmap, s.bitmap(r)
 	}

@@ -275,7 +275,7 @@ func (l *loop) workers() int {
 	if l.step > 0 {
 		return 1
 	}
-	return l.m.workers
+	return l.crew.Size()
 }
 
 // finalRest is how much may be dirty when guests are drained.

@@ -84,9 +84,11 @@ func (l *loop) verify(ctx context.Context, wait time.Duration) (time.Duration, e
 	}
 	for m.unverified() > 0 && l.inFlight < l.workers() {
 		now := time.Now()
-		l.limiter.SetSpeed(m.job.Speed(), now)
-		if hold := max(l.limiter.Wait(now), l.notYet.Sub(now), l.unfound.Sub(now)); hold > 0 {
+		if hold := max(l.slack(now), l.notYet.Sub(now), l.unfound.Sub(now)); hold > 0 {
 			return within(hold), nil
+		}
+		if !l.room() {
+			return wait, nil
 		}
 		started, err := l.startVerify(ctx, now)
 		if err != nil {
@@ -107,18 +109,21 @@ func (l *loop) startVerify(ctx context.Context, now time.Time) (started bool, er
 		return false, err
 	}
 	o := opPool.Get().(*op)
-	if !m.claimVerify(o, l.limiter.Piece(m.planner.d.Granularity(), min(l.piece(), m.piece))) {
+	if !m.claimVerify(o, l.largest(min(l.piece(), m.piece))) {
 		gate.Leave()
 		opPool.Put(o)
 		return false, nil
 	}
-	l.limiter.Take(o.end-o.off, now)
+	l.spend(o.end-o.off, now)
+	memory := m.memory.Keep(l.memory, 2*(o.end-o.off))
+	l.memory = 0
 	l.inFlight++
 	m.job.SetBusy(true)
 	go func() {
 		began := time.Now()
-		r := m.verify(ctx, o)
+		r := m.verify(ctx, o, memory)
 		r.took = time.Since(began)
+		m.memory.Give(memory)
 		m.settleVerify(&r)
 		gate.Leave()
 		m.results <- r
@@ -149,8 +154,9 @@ func (l *loop) verifyRest(ctx context.Context) (equal bool, err error) {
 		return true, nil
 	}
 	l.troubled = false
+	defer l.spare()
 	for {
-		for l.inFlight < l.workers() && !l.troubled {
+		for l.inFlight < l.workers() && !l.troubled && l.room() {
 			if started, err := l.startVerify(ctx, time.Now()); err != nil {
 				l.settleAll()
 				return false, err
@@ -179,8 +185,8 @@ func (l *loop) verifyRest(ctx context.Context) (equal bool, err error) {
 
 // ---- One comparison
 
-// verify carries out a claim of the comparison. The caller is inside the job's gate.
-func (m *Mirror) verify(ctx context.Context, o *op) result {
+// verify carries out a claim of the comparison with two buffers in so much memory. The caller is inside the job's gate.
+func (m *Mirror) verify(ctx context.Context, o *op, memory int64) result {
 	r := result{o: o, verify: true, claimed: o.end - o.off, at: o.off}
 	target := m.given(o.epoch)
 	most := max(m.piece, m.planner.d.Granularity())
@@ -193,7 +199,7 @@ func (m *Mirror) verify(ctx context.Context, o *op) result {
 			r.at += min(n, o.end-r.at)
 			continue
 		}
-		n = min(max(n, zeroUnit), m.piece, o.end-r.at)
+		n = min(max(n, zeroUnit), m.piece, memory/2, o.end-r.at)
 		if m.verifyData(ctx, target, n, &r); r.sourceErr != nil || r.targetErr != nil {
 			return r
 		}

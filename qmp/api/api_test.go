@@ -62,7 +62,6 @@ func TestArguments(t *testing.T) {
 		{&BlockdevCreateArguments{}, `{"job-id":"c","options":{"driver":"raw"}}`, ""},
 		{&BlockdevCreateArguments{}, `{"job-id":"c","options":{"driver":"raw","size":1}}`, "Parameter 'options.size' is unexpected"},
 
-		{&BlockJobChangeOptions{}, `{"id":"m","type":"mirror"}`, "Parameter 'copy-mode' is missing"},
 		{&BlockJobChangeOptions{}, `{"id":"m","type":"commit","copy-mode":"background"}`, "Parameter 'copy-mode' is unexpected"},
 		{&BlockJobChangeOptions{}, `{"id":"m","type":"commit"}`, ""},
 

@@ -1292,6 +1292,18 @@ func (v *JobWork) encodeMembers(e *qmp.Encoder) {
 		e.Key("guest-write-delay-ns")
 		e.Int(*v.GuestWriteDelayNS)
 	}
+	if v.GuestLatencyNS != nil {
+		e.Key("guest-latency-ns")
+		e.Int(*v.GuestLatencyNS)
+	}
+	if v.MaxGuestLatency != nil {
+		e.Key("max-guest-latency")
+		e.Int(*v.MaxGuestLatency)
+	}
+	if v.RateLimit != nil {
+		e.Key("rate-limit")
+		e.Int(*v.RateLimit)
+	}
 	if v.VerifiedBytes != nil {
 		e.Key("verified-bytes")
 		e.Int(*v.VerifiedBytes)
@@ -1337,6 +1349,15 @@ func (v *JobWork) decodeMembers(m *qmp.Members) {
 	}
 	if p := m.Optional("guest-write-delay-ns"); p.Present() {
 		v.GuestWriteDelayNS = new(p.Int(64))
+	}
+	if p := m.Optional("guest-latency-ns"); p.Present() {
+		v.GuestLatencyNS = new(p.Int(64))
+	}
+	if p := m.Optional("max-guest-latency"); p.Present() {
+		v.MaxGuestLatency = new(p.Int(64))
+	}
+	if p := m.Optional("rate-limit"); p.Present() {
+		v.RateLimit = new(p.Int(64))
 	}
 	if p := m.Optional("verified-bytes"); p.Present() {
 		v.VerifiedBytes = new(p.Int(64))
@@ -1497,8 +1518,14 @@ func (v *BlockJobChangeOptionsMirror) EncodeQMP(e *qmp.Encoder) {
 }
 
 func (v *BlockJobChangeOptionsMirror) encodeMembers(e *qmp.Encoder) {
-	e.Key("copy-mode")
-	e.String(string(v.CopyMode))
+	if v.CopyMode != "" {
+		e.Key("copy-mode")
+		e.String(string(v.CopyMode))
+	}
+	if v.MaxGuestLatency != nil {
+		e.Key("max-guest-latency")
+		e.Int(*v.MaxGuestLatency)
+	}
 }
 
 // DecodeQMP fills v.
@@ -1509,7 +1536,12 @@ func (v *BlockJobChangeOptionsMirror) DecodeQMP(p qmp.Param) {
 }
 
 func (v *BlockJobChangeOptionsMirror) decodeMembers(m *qmp.Members) {
-	v.CopyMode = qmp.DecodeEnum[MirrorCopyMode](m.Required("copy-mode"))
+	if p := m.Optional("copy-mode"); p.Present() {
+		v.CopyMode = qmp.DecodeEnum[MirrorCopyMode](p)
+	}
+	if p := m.Optional("max-guest-latency"); p.Present() {
+		v.MaxGuestLatency = new(p.Int(64))
+	}
 }
 
 // EncodeQMP writes v.
@@ -4238,6 +4270,41 @@ func (v *BlockStats) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *MemoryUse) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *MemoryUse) encodeMembers(e *qmp.Encoder) {
+	e.Key("purpose")
+	e.String(string(v.Purpose))
+	e.Key("limit")
+	e.Int(v.Limit)
+	e.Key("used")
+	e.Int(v.Used)
+	e.Key("users")
+	e.Int(v.Users)
+	e.Key("waiting")
+	e.Int(v.Waiting)
+}
+
+// DecodeQMP fills v.
+func (v *MemoryUse) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *MemoryUse) decodeMembers(m *qmp.Members) {
+	v.Purpose = qmp.DecodeEnum[MemoryPurpose](m.Required("purpose"))
+	v.Limit = m.Required("limit").Int(64)
+	v.Used = m.Required("used").Int(64)
+	v.Users = m.Required("users").Int(64)
+	v.Waiting = m.Required("waiting").Int(64)
+}
+
+// EncodeQMP writes v.
 func (v *BlockdevSnapshot) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -5132,6 +5199,10 @@ func (v *BlockdevMirrorArguments) encodeMembers(e *qmp.Encoder) {
 		e.Key("x-verify")
 		e.Bool(*v.XVerify)
 	}
+	if v.MaxGuestLatency != nil {
+		e.Key("max-guest-latency")
+		e.Int(*v.MaxGuestLatency)
+	}
 }
 
 // DecodeQMP fills v.
@@ -5189,6 +5260,9 @@ func (v *BlockdevMirrorArguments) decodeMembers(m *qmp.Members) {
 	}
 	if p := m.Optional("x-verify"); p.Present() {
 		v.XVerify = new(p.Bool())
+	}
+	if p := m.Optional("max-guest-latency"); p.Present() {
+		v.MaxGuestLatency = new(p.Int(64))
 	}
 }
 

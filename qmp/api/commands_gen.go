@@ -170,6 +170,9 @@ type Commands interface {
 	// QueryBlockstats is query-blockstats. Returns counters of devices, or of nodes.
 	QueryBlockstats(ctx context.Context, args *QueryBlockstatsArguments) ([]BlockStats, error)
 
+	// XQueryMemory is x-query-memory. Returns how the memory for data is used (an addition).
+	XQueryMemory(ctx context.Context) ([]MemoryUse, error)
+
 	// BlockCommit is block-commit. Starts a job that moves what the upper images of a chain have into a lower
 	// one, and takes them out of the chain.  If the uppermost of them is the disk
 	// itself, the job becomes ready, and has to be completed; then the users of
@@ -536,6 +539,15 @@ func Dispatch(ctx context.Context, impl Commands, name string, args *qmp.Object)
 			return nil, err
 		}
 		return list[BlockStats, *BlockStats](r), nil
+	case "x-query-memory":
+		if err := noArguments(args); err != nil {
+			return nil, err
+		}
+		r, err := impl.XQueryMemory(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return list[MemoryUse, *MemoryUse](r), nil
 	case "block-commit":
 		var a BlockCommitArguments
 		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
@@ -623,6 +635,7 @@ var commandNames = []string{
 	"query-named-block-nodes",
 	"query-block",
 	"query-blockstats",
+	"x-query-memory",
 	"block-commit",
 	"block-stream",
 	"blockdev-snapshot",

@@ -935,6 +935,25 @@ func (v ImageInfoSpecificKind) Valid() bool {
 	return false
 }
 
+// MemoryPurpose: What memory for data is for (an addition).
+type MemoryPurpose string
+
+// Values of MemoryPurpose.
+const (
+	MemoryPurposeRequests MemoryPurpose = "requests" // requests of NBD clients
+	MemoryPurposeCopies   MemoryPurpose = "copies"   // buffers of jobs
+)
+
+// Valid tells whether v is one of the values.
+func (v MemoryPurpose) Valid() bool {
+	switch v {
+	case MemoryPurposeRequests,
+		MemoryPurposeCopies:
+		return true
+	}
+	return false
+}
+
 // BlockNodeConnectionState: How a node stands with the server that has its disk.
 type BlockNodeConnectionState string
 

@@ -553,6 +553,12 @@ type JobWork struct {
 	SecondsLeft *int64
 	// what the job adds to a guest's write on average of late
 	GuestWriteDelayNS *int64
+	// what guests' reads and writes take on the source of late in the worse cases; present with max-guest-latency
+	GuestLatencyNS *int64
+	// the limit of that
+	MaxGuestLatency *int64
+	// bytes per second that the job is held to for that limit now; absent while it is not held
+	RateLimit *int64
 	// bytes of both disks that were compared and found equal
 	VerifiedBytes *int64
 	// bytes that are to be compared still
@@ -642,10 +648,12 @@ func (v BlockJobInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockJobInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
-// BlockJobChangeOptionsMirror: What can be changed about a mirror.
+// BlockJobChangeOptionsMirror: What can be changed about a mirror.  One of the two must be given.
 type BlockJobChangeOptionsMirror struct {
-	// when guest writes reach the target
+	// when guest writes reach the target (default: as it is)
 	CopyMode MirrorCopyMode
+	// as with blockdev-mirror (an addition; default: as it is)
+	MaxGuestLatency *int64
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -1730,6 +1738,26 @@ func (v BlockStats) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockStats) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// MemoryUse: What a part of --memory-limit is used for (an addition).
+type MemoryUse struct {
+	// which part
+	Purpose MemoryPurpose
+	// bytes that there may be; those that every user has for itself may go beyond it where there are very many users
+	Limit int64
+	// bytes that are taken now
+	Used int64
+	// connections, or jobs
+	Users int64
+	// requests that wait for bytes; jobs do not wait
+	Waiting int64
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v MemoryUse) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *MemoryUse) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // BlockdevSnapshot: An overlay that is there.
 type BlockdevSnapshot struct {
 	// the disk, which becomes the backing node of the overlay
@@ -2078,7 +2106,7 @@ type BlockdevMirrorArguments struct {
 	Speed *int64
 	// bytes per bit of the dirty bitmap, a power of two from 512 to 64 MiB (default: cluster size of the target within 4 KiB and 64 KiB)
 	Granularity *uint32
-	// bytes on their way at once (default: 0, that is 16 MiB)
+	// bytes on their way at once, at most (default: 0, that is 16 MiB)
 	BufSize *int64
 	// what to do when reading fails (default: report)
 	OnSourceError BlockdevOnError
@@ -2100,6 +2128,8 @@ type BlockdevMirrorArguments struct {
 	CopyOffload MirrorCopyOffload
 	// when the job is ready, compare both disks once over, and copy again what differs; the job completes when all was found equal.  Needs sync=full (an addition; default: false)
 	XVerify *bool
+	// nanoseconds that guests' reads and writes may take on the source; the copy slows down while they take longer, but not so far that it would not get to its end (an addition; default: 0, as long as they do)
+	MaxGuestLatency *int64
 }
 
 // MarshalJSON returns what goes over the wire.
