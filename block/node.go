@@ -80,8 +80,12 @@ func (n *Node) now() *opened { return n.state.Load() }
 type Stats struct {
 	Reads, Writes, Zeroes, Trims, Flushes       atomic.Int64 // requests
 	ReadBytes, WriteBytes, ZeroBytes, TrimBytes atomic.Int64
-	FailedReads, FailedWrites, FailedFlushes    atomic.Int64
+	FailedReads, FailedWrites                   atomic.Int64 // those of zeroes count as writes
+	FailedTrims, FailedFlushes                  atomic.Int64
 	WriteHighest                                atomic.Int64 // end of the highest write, bytes
+
+	// How long requests took that reached the driver.
+	ReadTime, WriteTime, ZeroTime, TrimTime, FlushTime Latency
 }
 
 func newOpened(d Driver, options Options) *opened {

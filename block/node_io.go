@@ -46,7 +46,9 @@ func (n *Node) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	n.stats.Reads.Add(1)
 	n.stats.ReadBytes.Add(length)
+	began := since()
 	err := n.read(ctx, p, off)
+	n.stats.ReadTime.Observe(since() - began)
 	if err != nil {
 		n.stats.FailedReads.Add(1)
 	}
@@ -73,7 +75,9 @@ func (n *Node) WriteAt(ctx context.Context, p []byte, off int64, flags Flags) er
 	n.stats.WriteBytes.Add(length)
 	n.passThreshold(off + length)
 	n.event("pwritev")
+	began := since()
 	err := n.write(ctx, p, off, n.driverFlags(flags&FUA))
+	n.stats.WriteTime.Observe(since() - began)
 	n.event("pwritev_done")
 	n.wrote(off, length, err)
 	return n.wrap(OpWrite, off, length, err)
@@ -94,7 +98,9 @@ func (n *Node) WriteZeroes(ctx context.Context, off, length int64, flags Flags) 
 	n.stats.ZeroBytes.Add(length)
 	n.passThreshold(off + length)
 	n.event("pwritev_zero")
+	began := since()
 	err := n.zero(ctx, off, length, n.driverFlags(flags))
+	n.stats.ZeroTime.Observe(since() - began)
 	n.event("pwritev_done")
 	n.wrote(off, length, err)
 	return n.wrap(OpZero, off, length, err)
@@ -125,11 +131,16 @@ func (n *Node) Discard(ctx context.Context, off, length int64) error {
 		defer n.rmw.Unlock(h)
 	}
 	n.passThreshold(off + length)
+	began := since()
 	err := n.now().trimmer.Discard(ctx, off, length)
+	n.stats.TrimTime.Observe(since() - began)
 	if err != nil && KindOf(err) == KindNotSupported {
 		return nil
 	}
-	n.changed(off, length, err)
+	n.markDirty(off, length)
+	if err != nil {
+		n.stats.FailedTrims.Add(1)
+	}
 	return n.wrap(OpTrim, off, length, err)
 }
 
@@ -139,7 +150,9 @@ func (n *Node) Flush(ctx context.Context) error {
 	if n.now().options.NoFlush {
 		return nil
 	}
+	began := since()
 	err := n.now().driver.Flush(ctx)
+	n.stats.FlushTime.Observe(since() - began)
 	if err != nil {
 		n.stats.FailedFlushes.Add(1)
 	}
@@ -226,19 +239,12 @@ func (n *Node) flushIf(ctx context.Context, flags Flags) error {
 	return n.Flush(ctx)
 }
 
-// changed takes note of a request that may have changed the disk, when it has returned and before its sender is told. One
-// that failed may have been carried out in part.
-func (n *Node) changed(off, length int64, err error) {
+// wrote takes note of a write of data or zeroes, when it has returned and before its sender is told. One that failed may have been
+// carried out in part.
+func (n *Node) wrote(off, length int64, err error) {
 	n.markDirty(off, length)
 	if err != nil {
 		n.stats.FailedWrites.Add(1)
-	}
-}
-
-// wrote is changed for data and zeroes.
-func (n *Node) wrote(off, length int64, err error) {
-	n.changed(off, length, err)
-	if err != nil {
 		return
 	}
 	end := off + length

@@ -102,7 +102,11 @@ func (h *Handlers) QueryBlockstats(_ context.Context, args *api.QueryBlockstatsA
 			WrOperations: s.Writes.Load() + s.Zeroes.Load(), FailedWrOperations: s.FailedWrites.Load(),
 			UnmapBytes: s.TrimBytes.Load(), UnmapOperations: s.Trims.Load(),
 			FlushOperations: s.Flushes.Load(), FailedFlushOperations: s.FailedFlushes.Load(),
-			WrHighestOffset: s.WriteHighest.Load()}})
+			RdTotalTimeNS:    int64(s.ReadTime.Total()),
+			WrTotalTimeNS:    int64(s.WriteTime.Total() + s.ZeroTime.Total()),
+			UnmapTotalTimeNS: int64(s.TrimTime.Total()), FlushTotalTimeNS: int64(s.FlushTime.Total()),
+			FailedUnmapOperations: s.FailedTrims.Load(),
+			WrHighestOffset:       s.WriteHighest.Load()}})
 	}
 	return list, nil
 }

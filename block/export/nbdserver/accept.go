@@ -77,6 +77,7 @@ func (s *Server) client(ctx context.Context, r *run, conn net.Conn) {
 	s.mu.Lock()
 	s.mu.lastID++
 	about.ID = s.mu.lastID
+	session.id, session.remote = about.ID, about.Remote
 	stopping := r.stopping
 	r.sessions[session] = struct{}{}
 	s.mu.Unlock()

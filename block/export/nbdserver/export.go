@@ -41,6 +41,7 @@ type Export struct {
 	mu struct {
 		sync.Mutex
 		sessions map[*session]struct{}
+		past     Traffic       // of sessions that have ended
 		stopping bool          // no more sessions
 		stopped  bool          // the node is free
 		empty    chan struct{} // closed when the last session is gone; nil while nobody waits for that
@@ -124,6 +125,7 @@ func (e *Export) leave(s *session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.mu.sessions, s)
+	e.mu.past.add(s.traffic.read())
 	if len(e.mu.sessions) == 0 && e.mu.empty != nil {
 		close(e.mu.empty)
 		e.mu.empty = nil

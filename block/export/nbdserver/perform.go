@@ -104,7 +104,9 @@ func (s *session) perform(ctx context.Context, gate *block.Gate, t *task) (more 
 	began := time.Now()
 	err := s.do(ctx, t)
 	gate.Leave()
-	s.pace.add(&t.Request, time.Since(began))
+	took := time.Since(began)
+	s.pace.add(&t.Request, took)
+	s.traffic.count(&t.Request, took, err)
 	return s.answer(t, nbd.ErrnoOf(err))
 }
 

@@ -59,6 +59,10 @@ type session struct {
 	maxRequests int
 	maxRequest  uint64 // bytes of data of one
 
+	id      uint64
+	remote  string // address, "" for a local socket
+	traffic traffic
+
 	// What the handshake found out; fixed afterwards.
 	export      *Export
 	form        form          // of requests and replies
@@ -195,6 +199,7 @@ func (s *session) step(ctx context.Context) bool {
 		refused = s.narrow(&t)
 	}
 	if refused != 0 {
+		s.traffic.refused.Add(1)
 		return s.answer(&t, refused) || s.flushInTurn(ctx)
 	}
 	return s.carryOut(ctx, &t)
