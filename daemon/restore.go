@@ -56,14 +56,17 @@ func (d *Daemon) restore(ctx context.Context, line *commandLine) (rest []step, e
 	return rest, nil
 }
 
-// resumed logs that a mirror goes on.
+// resumed logs that a job goes on.
 func (d *Daemon) resumed(job string, left int64, reason string) {
-	log := d.log.WithFields(logrus.Fields{"job": job, "left": left})
+	log := d.log.WithField("job", job)
+	if left >= 0 {
+		log = log.WithField("left", left)
+	}
 	if reason != "" {
-		log.WithField("reason", reason).Warn("mirror goes on, and copies more than was left")
+		log.WithField("reason", reason).Warn("job goes on, and does more than was left")
 		return
 	}
-	log.Info("mirror goes on")
+	log.Info("job goes on")
 }
 
 func (d *Daemon) loadState(mode restoreMode) (*state.State, error) {

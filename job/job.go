@@ -30,7 +30,16 @@ type Config struct {
 	Speed        int64
 	AutoFinalize bool
 	AutoDismiss  bool
+	Wanted       Wanted // of a job that goes on where another one was
 	Body         Body
+}
+
+// Wanted is what operators asked of a job that it has not done yet.
+type Wanted struct {
+	Paused   bool // by an operator, not by an error
+	Complete bool // that it ends well, once it is ready
+	Softly   bool // with Complete: without what the job is for
+	Finalize bool
 }
 
 // ErrCancelled ends a job that was cancelled by force.
@@ -54,11 +63,12 @@ type Job struct {
 		ioStatus  IOStatus
 		stopped   bool // the last pause was an error's
 		busy      bool
-		completes completion // what the operator wants at the end
-		armed     bool       // the reply to that request is on its way
-		cancelled bool       // by force, before committed
-		committed bool       // too late to cancel
-		finalize  bool
+		completes completion    // what the operator wants at the end
+		armed     bool          // the reply to that request is on its way
+		cancelled bool          // by force, before committed
+		committed bool          // too late to cancel
+		finalizes bool          // the operator wants a pending job to end
+		finalize  bool          // the reply to that is on its way
 		resumed   chan struct{} // closed when paused ends; nil while nobody waits
 		err       error
 	}
@@ -122,6 +132,33 @@ func (j *Job) Speed() int64 {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.mu.speed
+}
+
+// Wanted is what operators asked of the job, whether or not the reply to that is on its way.
+func (j *Job) Wanted() Wanted {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return Wanted{Paused: j.mu.paused && j.mu.ioStatus == IOOK, Complete: j.mu.completes != completeNot,
+		Softly: j.mu.completes == completeSoft, Finalize: j.mu.finalizes}
+}
+
+// wantLocked has completion and finalize wanted as they were.
+func (j *Job) wantLocked(w Wanted) {
+	j.mu.completes, j.mu.finalizes = completeNot, w.Finalize
+	switch {
+	case w.Softly:
+		j.mu.completes = completeSoft
+	case w.Complete:
+		j.mu.completes = completeFull
+	}
+}
+
+// TakeBack has a request to complete or to finalize forgotten that is not going to be answered well; was is what was wanted before.
+// What its verb gave to After must not be carried out.
+func (j *Job) TakeBack(was Wanted) {
+	j.mu.Lock()
+	j.wantLocked(was)
+	j.mu.Unlock()
 }
 
 // SetBusy says whether the body is at work.

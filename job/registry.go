@@ -97,6 +97,8 @@ func (r *Registry) Add(c Config) (*Job, error) {
 	j := &Job{config: c, registry: r, wake: make(chan struct{}, 1), over: make(chan struct{})}
 	j.ctx, j.cancel = context.WithCancelCause(context.Background())
 	j.mu.speed = c.Speed
+	j.wantLocked(c.Wanted) // nobody else knows the job
+	j.mu.paused, j.mu.armed, j.mu.finalize = c.Wanted.Paused, c.Wanted.Complete, c.Wanted.Finalize
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.checkIDLocked(c.ID); err != nil {

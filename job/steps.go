@@ -69,11 +69,12 @@ func (j *Job) IsReady() bool {
 	return j.mu.status == Ready || j.mu.status == Standby
 }
 
-// CompleteWanted says whether the operator wants the job to end well, and whether softly: without what it is for.
+// CompleteWanted says whether the operator wants the job to end well, and whether softly: without what it is for. A job that goes on
+// where another one was has to be ready again before.
 func (j *Job) CompleteWanted() (wanted, soft bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if !j.mu.armed || j.mu.paused {
+	if !j.mu.armed || j.mu.paused || j.mu.status == Running {
 		return false, false
 	}
 	return j.mu.completes != completeNot, j.mu.completes == completeSoft

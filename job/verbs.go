@@ -114,6 +114,7 @@ func (j *Job) arm() {
 // Finalize lets a pending job end.
 func (j *Job) Finalize(after After) error {
 	return j.verb(VerbFinalize, after, func() (func(), error) {
+		j.mu.finalizes = true
 		return func() {
 			j.mu.Lock()
 			j.mu.finalize = true

@@ -316,23 +316,37 @@ func TestStateCannotBeRecorded(t *testing.T) {
 	differ(t, before, d.everything())
 }
 
-// A mirror whose end cannot be recorded fails, and guests stay on the source.
+// A request to complete that cannot be recorded is refused. A mirror whose end cannot be recorded fails, and guests stay on the source.
 func TestStatePivotCannotBeRecorded(t *testing.T) {
+	const size = 16 << 20
 	d := survivor(t, folder(t))
 	d.serve()
-	d.disks(4<<20, nil)
+	d.disks(size, nil)
 	g := d.guest("src")
 	d.mirror(args{"auto-dismiss": false})
 	d.wait("BLOCK_JOB_READY", nil)
-	must(t, os.MkdirAll(d.path("state/state.new/full"), 0o700))
-	d.do("job-complete", args{"id": "m"})
+	full := d.path("state/state.new/full")
+	must(t, os.MkdirAll(full, 0o700))
+	d.refused("job-complete", args{"id": "m"}, "cannot record this")
+	d.refused("block-job-cancel", args{"device": "m"}, "cannot record this")
+	d.refused("job-cancel", args{"id": "m"}, "cannot record this")
+	must(t, os.RemoveAll(filepath.Dir(full)))
+	if j := d.theJob(); !j.Ready {
+		t.Errorf("%+v", j)
+	}
+	d.do("block-job-set-speed", args{"device": "m", "speed": 8 << 20})
+	for at := uint64(0); at < size; at += 1 << 20 {
+		must(t, g.WriteAt(t.Context(), bytes.Repeat([]byte{byte(at >> 20)}, 1<<20), at, 0))
+	}
+	d.do("job-complete", args{"id": "m"}) // there is more than a second's work left
+	must(t, os.MkdirAll(full, 0o700))
 	if e := d.wait("BLOCK_JOB_COMPLETED", nil); !has(e, args{"error": "x"}) {
 		text, _ := e.Data.Get("error")
 		if !strings.Contains(fmt.Sprint(text), "cannot record this") {
 			t.Errorf("the job ended with %v", text)
 		}
 	}
-	must(t, os.RemoveAll(d.path("state/state.new")))
+	must(t, os.RemoveAll(filepath.Dir(full)))
 	data := bytes.Repeat([]byte{0x5a}, 4096)
 	must(t, g.WriteAt(t.Context(), data, 0, 0))
 	d.crash()

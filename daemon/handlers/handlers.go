@@ -20,6 +20,7 @@ import (
 	"github.com/blkmirror/blkmirror/block/export"
 	"github.com/blkmirror/blkmirror/block/export/nbdserver"
 	"github.com/blkmirror/blkmirror/block/filter/throttle"
+	"github.com/blkmirror/blkmirror/daemon/state"
 	"github.com/blkmirror/blkmirror/job"
 	"github.com/blkmirror/blkmirror/job/mirror/intent"
 	"github.com/blkmirror/blkmirror/qmp"
@@ -157,18 +158,21 @@ func (h *Handlers) Close(ctx context.Context, drain time.Duration) error {
 	if drain > 0 {
 		errs = append(errs, h.finishReady(ctx, drain))
 	}
-	errs = append(errs, h.keepMirrors(ctx))
+	errs = append(errs, h.keepJobs(ctx))
 	errs = append(errs, h.jobs.CancelAll(ctx))
 	if h.nbd.Running() {
 		errs = append(errs, h.nbd.Stop(ctx))
 	}
+	var last *state.State
 	if errors.Join(errs...) == nil { // else somebody may still write
-		errs = append(errs, h.recordEnd(ctx))
+		var err error
+		last, err = h.recordEnd(ctx)
+		errs = append(errs, err)
 	}
 	h.kept.on = false
 	errs = append(errs, h.closeNodes(ctx))
 	if errors.Join(errs...) == nil {
-		errs = append(errs, h.restMirrors())
+		errs = append(errs, h.restJobs(last))
 	}
 	return errors.Join(errs...)
 }

@@ -4,6 +4,7 @@ package handlers
 
 import (
 	"context"
+	"maps"
 	"sync"
 
 	"github.com/blkmirror/blkmirror/block"
@@ -60,6 +61,44 @@ func (h *Handlers) reopenForJob(ctx context.Context, n *block.Node, readOnly boo
 	}
 	h.jobNodes.mu.readOnly[n] = back
 	return nil
+}
+
+// backForJobs is what becomes of nodes when the jobs have ended that need others to be writable, by these others.
+func (h *Handlers) backForJobs() map[*block.Node]map[*block.Node]openedNode {
+	h.jobNodes.mu.Lock()
+	defer h.jobNodes.mu.Unlock()
+	if len(h.jobNodes.mu.readOnly) == 0 {
+		return nil
+	}
+	back := map[*block.Node]map[*block.Node]openedNode{}
+	for n, r := range h.jobNodes.mu.readOnly {
+		back[n] = map[*block.Node]openedNode{}
+		for m, o := range r.becomes {
+			back[n][m] = *o
+		}
+	}
+	return back
+}
+
+// leaveWritable has a node that was made writable for a job stay so, if the change holds.
+func (h *Handlers) leaveWritable(tx *block.Tx, n *block.Node) {
+	h.jobNodes.mu.Lock()
+	defer h.jobNodes.mu.Unlock()
+	was := h.kept.known.back
+	h.kept.known.back = maps.Clone(was)
+	tx.OnRollBack(func() { h.kept.known.back = was })
+	for of := range h.jobNodes.mu.readOnly {
+		if of.Unfiltered() != n.Unfiltered() {
+			continue
+		}
+		delete(h.kept.known.back, of)
+		tx.OnCommit(func() error {
+			h.jobNodes.mu.Lock()
+			defer h.jobNodes.mu.Unlock()
+			delete(h.jobNodes.mu.readOnly, of)
+			return nil
+		})
+	}
 }
 
 func (h *Handlers) closeForJob(ctx context.Context, n *block.Node) error {

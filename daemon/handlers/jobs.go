@@ -31,6 +31,9 @@ func (h *Handlers) onBlock(id string, verb func(*job.Job) error) error {
 	return verb(j)
 }
 
+func always() bool { return true }
+func never() bool  { return false }
+
 func (h *Handlers) JobPause(ctx context.Context, a *api.JobPauseArguments) error {
 	return h.on(a.ID, func(j *job.Job) error { return h.pause(ctx, j) })
 }
@@ -40,15 +43,15 @@ func (h *Handlers) JobResume(ctx context.Context, a *api.JobResumeArguments) err
 }
 
 func (h *Handlers) JobCancel(ctx context.Context, a *api.JobCancelArguments) error {
-	return h.on(a.ID, func(j *job.Job) error { return j.Cancel(after(ctx)) })
+	return h.on(a.ID, func(j *job.Job) error { return h.ask(ctx, j, j.Cancel, always) })
 }
 
 func (h *Handlers) JobComplete(ctx context.Context, a *api.JobCompleteArguments) error {
-	return h.on(a.ID, func(j *job.Job) error { return j.Complete(after(ctx)) })
+	return h.on(a.ID, func(j *job.Job) error { return h.ask(ctx, j, j.Complete, never) })
 }
 
 func (h *Handlers) JobFinalize(ctx context.Context, a *api.JobFinalizeArguments) error {
-	return h.on(a.ID, func(j *job.Job) error { return j.Finalize(after(ctx)) })
+	return h.on(a.ID, func(j *job.Job) error { return h.ask(ctx, j, j.Finalize, never) })
 }
 
 func (h *Handlers) JobDismiss(_ context.Context, a *api.JobDismissArguments) error {
@@ -64,15 +67,18 @@ func (h *Handlers) BlockJobResume(ctx context.Context, a *api.BlockJobResumeArgu
 }
 
 func (h *Handlers) BlockJobCancel(ctx context.Context, a *api.BlockJobCancelArguments) error {
-	return h.onBlock(a.Device, func(j *job.Job) error { return j.SoftCancel(qmp.Or(a.Force, false), after(ctx)) })
+	force := qmp.Or(a.Force, false)
+	return h.onBlock(a.Device, func(j *job.Job) error {
+		return h.ask(ctx, j, func(after job.After) error { return j.SoftCancel(force, after) }, func() bool { return force || !j.Wanted().Softly })
+	})
 }
 
 func (h *Handlers) BlockJobComplete(ctx context.Context, a *api.BlockJobCompleteArguments) error {
-	return h.onBlock(a.Device, func(j *job.Job) error { return j.Complete(after(ctx)) })
+	return h.onBlock(a.Device, func(j *job.Job) error { return h.ask(ctx, j, j.Complete, never) })
 }
 
 func (h *Handlers) BlockJobFinalize(ctx context.Context, a *api.BlockJobFinalizeArguments) error {
-	return h.onBlock(a.ID, func(j *job.Job) error { return j.Finalize(after(ctx)) })
+	return h.onBlock(a.ID, func(j *job.Job) error { return h.ask(ctx, j, j.Finalize, never) })
 }
 
 func (h *Handlers) BlockJobDismiss(_ context.Context, a *api.BlockJobDismissArguments) error {

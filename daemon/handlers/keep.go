@@ -28,7 +28,7 @@ type kept struct {
 	given   map[string]given          // what the command line gave
 	known   knowledge                 // of the last command; belongs to who holds the graph
 	stands  map[string]string         // the names of the nodes that exports stand on, by id; belongs to who holds the graph
-	mirrors []*keptMirror             // the oldest first; belongs to who holds the graph
+	jobs    []*keptJob                // the oldest first; belongs to who holds the graph
 }
 
 // given is what the command line gave under one name.
@@ -43,10 +43,11 @@ type knowledge struct {
 	objects []state.Item
 	server  *api.NbdServerOptions
 	exports []*api.BlockExportOptions
+	back    map[*block.Node]map[*block.Node]openedNode // what becomes of nodes when a job ends that made one writable, by that one
 }
 
 func (h *Handlers) knowledge() knowledge {
-	k := knowledge{opened: map[*block.Node]openedNode{}, server: h.kept.server, exports: slices.Clone(h.kept.exports)}
+	k := knowledge{opened: map[*block.Node]openedNode{}, back: h.backForJobs(), server: h.kept.server, exports: slices.Clone(h.kept.exports)}
 	for n, o := range h.opened {
 		k.opened[n] = *o
 	}
@@ -109,31 +110,15 @@ func (h *Handlers) record(tx *block.Tx, p *pivot, undone *error) error {
 	return nil
 }
 
-// recordPivot is what a mirror calls before the users of from are given to, see mirror.Options.OnPivot.
-func (h *Handlers) recordPivot(p *pivot) func(context.Context, *block.Tx) error {
-	return func(_ context.Context, tx *block.Tx) error {
-		if !h.kept.on {
-			return nil
-		}
-		var undone error
-		tx.OnRollBack(func() {
-			if undone != nil {
-				h.kept.Trouble(undone) // the job tells why it failed; this is worse
-			}
-		})
-		return h.record(tx, p, &undone)
-	}
-}
-
-// recordEnd records the contents of bitmaps when nobody writes to disks any more.
-func (h *Handlers) recordEnd(ctx context.Context) error {
+// recordEnd records the contents of bitmaps when nobody writes to disks any more. It returns what it recorded.
+func (h *Handlers) recordEnd(ctx context.Context) (s *state.State, err error) {
 	if !h.kept.on {
-		return nil
+		return nil, nil
 	}
 	h.takeNotes()
-	return h.graph.Change(ctx, func(*block.Tx) error {
+	err = h.graph.Change(ctx, func(*block.Tx) error {
 		h.kept.known = h.knowledge()
-		s := h.picture(nil).State
+		s = h.picture(nil).State
 		for i := range s.Bitmaps {
 			_, b, err := h.bitmap(s.Bitmaps[i].Node, s.Bitmaps[i].Name)
 			if err != nil {
@@ -149,6 +134,7 @@ func (h *Handlers) recordEnd(ctx context.Context) error {
 		}
 		return h.kept.Dir.Save(s)
 	})
+	return s, err
 }
 
 func bitmapBytes(b *bitmap.Bitmap) int { return int((b.All().Len() + 7) / 8) }

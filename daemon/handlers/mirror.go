@@ -5,12 +5,13 @@ package handlers
 import (
 	"context"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/daemon/state"
 	"github.com/blkmirror/blkmirror/job"
 	"github.com/blkmirror/blkmirror/job/mirror"
+	"github.com/blkmirror/blkmirror/job/mirror/intent"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
 )
@@ -21,12 +22,39 @@ func (h *Handlers) BlockdevMirror(ctx context.Context, a *api.BlockdevMirrorArgu
 	if err != nil {
 		return err
 	}
-	generated := strings.HasPrefix(a.Device, "#") || strings.HasPrefix(a.Target, "#") // such names do not come back
-	if h.kept.on && o.JobID != "" && !generated {
-		return h.startKept(ctx, a, o, nil)
+	return h.startMirror(ctx, a, o, nil)
+}
+
+// startMirror starts a mirror: one that begins, or, with what was found in its last intent file, one that goes on.
+func (h *Handlers) startMirror(ctx context.Context, a *api.BlockdevMirrorArguments, o mirror.Options, found *intent.Found) error {
+	k := &keptJob{id: o.JobID}
+	k.describe = func(p *picture) (j state.Job, err error) {
+		source, target := k.mirror.Nodes()
+		source, target = p.below(source), p.below(target)
+		args, speed, now := *a, k.job.Speed(), k.mirror.State()
+		args.Speed, args.TargetIsZero = &speed, nil
+		args.MaxGuestLatency = positive(now.MaxGuestLatency.Nanoseconds())
+		if args.CopyMode = api.MirrorCopyMode(now.Mode.String()); now.Auto {
+			args.CopyMode = api.MirrorCopyModeAuto
+		}
+		if args.Device, err = p.place(source); err != nil {
+			return j, err
+		}
+		if args.Target, err = p.place(target); err != nil {
+			return j, err
+		}
+		if args.Replaces != nil {
+			args.Replaces = &args.Device // nothing else is accepted
+		}
+		return state.Job{Definition: definitionText(&args), Source: p.diskName(source), Target: p.diskName(target)}, nil
 	}
-	_, err = mirror.Start(ctx, h.graph, h.jobs, o, after(ctx))
-	return err
+	return h.startKept(k, func() error {
+		if err := h.keepMirror(k, &o, found); err != nil {
+			return err
+		}
+		_, err := mirror.Start(ctx, h.graph, h.jobs, o, after(ctx))
+		return err
+	})
 }
 
 // mirrorOptions finds what a mirror needs.
@@ -80,7 +108,6 @@ func (h *Handlers) mirrorOptions(a *api.BlockdevMirrorArguments) (o mirror.Optio
 			return o, err
 		}
 	}
-	o.OnPivot = h.recordPivot(&pivot{from: o.Source, to: o.Target})
 	return o, nil
 }
 

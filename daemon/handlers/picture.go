@@ -4,6 +4,7 @@ package handlers
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,7 +19,6 @@ import (
 // pivot is what a mirror is about to do: whoever stands on its filter over from will stand on to.
 type pivot struct {
 	from, to *block.Node
-	mirror   *keptMirror // nil for one that is not kept
 }
 
 // picture is what there is, in definitions that make it again.
@@ -28,6 +28,8 @@ type picture struct {
 	knowledge
 	pivot *pivot
 	graph *block.Graph
+	// trouble is told of jobs and exports that cannot come back.
+	trouble func(error)
 }
 
 // definitionText is a definition in the one form in which definitions are compared.
@@ -40,7 +42,8 @@ func definitionText(v any) []byte {
 }
 
 func (h *Handlers) picture(v *pivot) *picture {
-	p := &picture{State: &state.State{}, stands: map[string]string{}, knowledge: h.kept.known, pivot: v, graph: h.graph}
+	p := &picture{State: &state.State{}, stands: map[string]string{}, knowledge: h.kept.known, pivot: v, graph: h.graph, trouble: h.kept.Trouble}
+	p.leaveJobs()
 	add := func(list *[]state.Item, kind, name string, i state.Item) {
 		if g, ok := h.kept.given[kind+name]; ok {
 			if string(g.base) == string(i.Definition) {
@@ -79,6 +82,11 @@ func (h *Handlers) picture(v *pivot) *picture {
 			o.NBD = &served
 		}
 		p.stands[o.ID] = o.NodeName
+		if n, err := p.graph.Node(o.NodeName); err == nil {
+			if place, err := p.place(n); err == nil { // else the next start tells
+				o.NodeName = place
+			}
+		}
 		add(&p.Exports, "export ", o.ID, state.Item{Definition: definitionText(&o)})
 	}
 	for _, n := range slices.Backward(h.graph.Nodes()) {
@@ -95,8 +103,23 @@ func (h *Handlers) picture(v *pivot) *picture {
 		}
 		add(&p.Nodes, "node ", n.Name(), i)
 	}
-	p.addJobs(h.kept.mirrors)
+	p.addJobs(h.kept.jobs)
 	return p
+}
+
+// leaveJobs has nodes be as they will be when the jobs have ended that made them writable.
+func (p *picture) leaveJobs() {
+	if len(p.back) == 0 {
+		return
+	}
+	p.opened = maps.Clone(p.opened)
+	for _, becomes := range p.back {
+		for n, o := range becomes {
+			if _, ok := p.opened[n]; ok {
+				p.opened[n] = o
+			}
+		}
+	}
 }
 
 // idOf is the id of an object or an export.
@@ -248,7 +271,7 @@ func (p *picture) backing(n, to *block.Node, was *api.BlockdevRefOrNull) *api.Bl
 		}
 		return &api.BlockdevRefOrNull{Null: &qmp.Null{}}
 	}
-	if opened, ok := p.opened[to]; was == nil && (!ok || opened.parent == n && !p.graph.Monitored(to) && p.asNamed(to)) {
+	if opened, ok := p.opened[to]; was == nil && (!ok || opened.parent == n && !p.graph.Monitored(to) && opened.resolved.ReadOnly && p.asNamed(to)) {
 		return nil
 	}
 	ref := p.reference(n, to, &api.BlockdevRef{})

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/bitmap"
@@ -55,12 +56,13 @@ type Record struct {
 	// Region and Hot are those of intent files, 0 for a choice, see [intent.Config].
 	Region int64
 	Hot    int
-	// Resumed is told of a mirror that goes on, with the bytes that are left and why that is more than there were; it may be nil.
+	// Resumed is told of a job that goes on, with the bytes that are left, -1 if that is not known, and why that is more than there
+	// were; it may be nil.
 	Resumed func(job string, left int64, reason string)
 }
 
 // Restore makes what the command line gives and then what the state has: objects, nodes in the order in which they stand on each
-// other, bitmaps, mirrors, the NBD server, exports: guests find the filters of mirrors in their way. From then on changes are recorded. failed is what could not be brought back of the
+// other, bitmaps, jobs, the NBD server, exports: guests find the filters of jobs in their way. From then on changes are recorded. failed is what could not be brought back of the
 // state; if that is to be nothing, strict, no export is made when something is missing before. Otherwise the state as it was is set
 // aside. err is what is wrong otherwise. Nobody else may use h before it returns.
 func (h *Handlers) Restore(ctx context.Context, to Record, commandLine []Given, old *state.State, strict bool) (failed []error,
@@ -271,11 +273,25 @@ func (r *restoring) makeAll(ctx context.Context) error {
 		return err
 	}
 	for _, d := range exports {
-		if err := r.result(d, r.h.BlockExportAdd(ctx, d.Export)); err != nil {
+		if err := r.result(d, r.addExport(ctx, d.Export)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// addExport makes an export, whose node may be given by its place.
+func (r *restoring) addExport(ctx context.Context, o *api.BlockExportOptions) error {
+	if strings.Contains(o.NodeName, "/") {
+		n, err := r.h.at(o.NodeName)
+		if err != nil {
+			return err
+		}
+		named := *o
+		named.NodeName = n.Name()
+		o = &named
+	}
+	return r.h.BlockExportAdd(ctx, o)
 }
 
 // needs says whether a node refers to one that is still to be opened.
@@ -376,7 +392,7 @@ func (r *restoring) setAside() error {
 	return err
 }
 
-// useContents sees to it that the contents of bitmaps and the intent files of mirrors are not read a second time: from here on
+// useContents sees to it that the contents of bitmaps and the intent files of jobs are not read a second time: from here on
 // guests change what they are about.
 func (r *restoring) useContents(ctx context.Context) (err error) {
 	if err := r.setAside(); err != nil {

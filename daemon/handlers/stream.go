@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/daemon/state"
 	"github.com/blkmirror/blkmirror/job/chain"
 	"github.com/blkmirror/blkmirror/job/stream"
 	"github.com/blkmirror/blkmirror/qmp"
@@ -14,6 +15,11 @@ import (
 
 // BlockStream starts a job that makes an image independent of those below it.
 func (h *Handlers) BlockStream(ctx context.Context, a *api.BlockStreamArguments) error {
+	return h.startStream(ctx, a, nil)
+}
+
+// startStream starts a stream: one that begins, or one that goes on.
+func (h *Handlers) startStream(ctx context.Context, a *api.BlockStreamArguments, again *resumption) error {
 	o := stream.Options{
 		JobID: qmp.Or(a.JobID, ""), BackingFile: a.BackingFile, MaskProtocol: qmp.Or(a.BackingMaskProtocol, false),
 		Speed: qmp.Or(a.Speed, 0), OnError: policy(a.OnError), FilterName: qmp.Or(a.FilterNodeName, ""),
@@ -37,8 +43,31 @@ func (h *Handlers) BlockStream(ctx context.Context, a *api.BlockStreamArguments)
 	if o.Base == nil && a.BackingFile != nil {
 		return qmp.Errorf("backing file specified, but streaming the entire chain")
 	}
-	_, err = stream.Start(ctx, h.graph, h.jobs, o, after(ctx))
-	return err
+	k := &keptJob{id: o.JobID}
+	var body *stream.Stream
+	k.describe = func(p *picture) (j state.Job, err error) {
+		device, base := body.Nodes()
+		args, speed := *a, k.job.Speed()
+		args.Speed, args.Bottom, args.Base, args.BaseNode = &speed, nil, nil, nil
+		if base != nil {
+			args.BaseNode, args.Base = p.layer(p.below(base))
+		}
+		args.Device, err = p.place(p.below(device))
+		return state.Job{Command: commandStream, Definition: definitionText(&args)}, err
+	}
+	o.OnInsert = func(s *stream.Stream, tx *block.Tx) error {
+		body = s
+		return h.inserted(k, tx)
+	}
+	o.OnFinish = func(tx *block.Tx) error { return h.finishing(k, tx, nil) }
+	o.OnEnd = func() error { return h.endKept(k) }
+	if again != nil {
+		o.Wanted = again.wanted()
+	}
+	return h.startKept(k, func() error {
+		_, err := stream.Start(ctx, h.graph, h.jobs, o, after(ctx))
+		return err
+	})
 }
 
 // below is the node below a layer of the chain of a device; nil if there is none.

@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
+	"time"
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/bitmap"
@@ -16,35 +16,199 @@ import (
 	"github.com/blkmirror/blkmirror/job"
 	"github.com/blkmirror/blkmirror/job/mirror"
 	"github.com/blkmirror/blkmirror/job/mirror/intent"
-	"github.com/blkmirror/blkmirror/qmp"
+	"github.com/blkmirror/blkmirror/job/verify"
 	"github.com/blkmirror/blkmirror/qmp/api"
-	"github.com/blkmirror/blkmirror/qmp/server"
 )
 
-// keptMirror is a mirror that a restart brings back, with an intent file of its own.
-type keptMirror struct {
-	args   *api.BlockdevMirrorArguments // as given
+// The commands that make jobs which a restart brings back; the state calls a mirror's "".
+const (
+	commandCommit = "block-commit"
+	commandStream = "block-stream"
+	commandVerify = "blockdev-verify"
+)
+
+// keptJob is a job that a restart brings back. What follows job belongs to who holds the graph, or to the command that starts it.
+type keptJob struct {
+	id string
+	// describe says how the job would be made now. The graph is held.
+	describe func(p *picture) (state.Job, error)
+
+	job    *job.Job
+	gone   bool // it was cancelled, or is at its end: it does not come back
+	mute   bool // it was told that the job cannot come back
+	still  *state.Job
+	undone error // why a state could not be brought back when the job could not start
+	size   int64 // of the disks
+
+	// Of comparisons.
+	verify  *verify.Verify
+	disks   [2]string       // what they are in
+	digest  bool            // it always starts from the beginning
+	reached *state.Compared // when that was last recorded
+	ill     bool            // it could not be when that was last tried; belongs to the job
+
+	// Of mirrors and commits.
+	mirror *mirror.Mirror
 	log    *intent.Log
 	flight *intent.Log // nil for a target that is here
 	file   string      // the name of log's file
 	second string      // that of flight's
-	size   int64       // of the disks
-	job    *job.Job
-	mirror *mirror.Mirror
-	still  *state.Job // how it is to come back when the daemon ends; nil before
 }
 
-// startKept starts a mirror that is kept: one that begins, or, with what was found in its last intent file, one that goes on.
-func (h *Handlers) startKept(ctx context.Context, a *api.BlockdevMirrorArguments, o mirror.Options, found *intent.Found) (err error) {
-	k := &keptMirror{args: a, size: o.Source.Size()}
-	var undone error
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, undone, k.close(), h.dropFiles(k))
+// now is how a job is to come back.
+func (k *keptJob) now(p *picture) (state.Job, error) {
+	if k.still != nil {
+		return *k.still, nil
+	}
+	j, err := k.describe(p)
+	if err != nil {
+		return j, err
+	}
+	w := k.job.Wanted()
+	j.Paused, j.Finalize, j.Intent, j.Flight = w.Paused, w.Finalize, k.file, k.second
+	switch {
+	case w.Softly:
+		j.Complete = state.CompleteSoft
+	case w.Complete:
+		j.Complete = state.CompleteFull
+	}
+	return j, nil
+}
+
+// addJobs adds the jobs that are to come back.
+func (p *picture) addJobs(jobs []*keptJob) {
+	for _, k := range jobs {
+		if k.gone {
+			continue
 		}
-	}()
+		j, err := k.now(p)
+		if err == nil {
+			p.Jobs = append(p.Jobs, j)
+		} else if !k.mute {
+			k.mute = true
+			p.trouble(fmt.Errorf("job '%s' will not come back after a restart: %w", k.id, err))
+		}
+	}
+}
+
+// keeps says whether jobs come back.
+func (h *Handlers) keeps() bool { return h.kept.Dir != nil }
+
+// startKept has start start a job. If that fails nothing is left of what is kept of it.
+func (h *Handlers) startKept(k *keptJob, start func() error) error {
+	err := start()
+	if err != nil && h.keeps() {
+		err = errors.Join(err, k.undone, k.close(), h.dropFiles(k))
+	}
+	return err
+}
+
+// inserted records a job before it holds.
+func (h *Handlers) inserted(k *keptJob, tx *block.Tx) (err error) {
+	if !h.keeps() {
+		return nil
+	}
+	if k.job, err = h.jobs.Find(k.id); err != nil {
+		return err
+	}
+	was := h.kept.known
+	h.kept.known = h.knowledge() // the job may have made nodes writable
+	h.kept.jobs = append(h.kept.jobs, k)
+	tx.OnRollBack(func() {
+		h.kept.known = was
+		h.dropKept(k)
+	})
+	if !h.kept.on {
+		return nil
+	}
+	return h.record(tx, nil, &k.undone)
+}
+
+func (h *Handlers) dropKept(k *keptJob) {
+	h.kept.jobs = slices.DeleteFunc(h.kept.jobs, func(other *keptJob) bool { return other == k })
+}
+
+// finishing records that a job has done its work, before guests go on; v is what becomes of the graph then, nil if that is so
+// already.
+func (h *Handlers) finishing(k *keptJob, tx *block.Tx, v *pivot) error {
+	k.gone = true
+	tx.OnRollBack(func() { k.gone = false })
+	if !h.kept.on {
+		return nil
+	}
+	var undone error
+	tx.OnRollBack(func() {
+		if undone != nil {
+			h.kept.Trouble(undone) // the job tells why it failed; this is worse
+		}
+	})
+	return h.record(tx, v, &undone)
+}
+
+// endKept forgets a job that has ended, unless only the daemon has.
+func (h *Handlers) endKept(k *keptJob) error {
+	if !h.keeps() {
+		return nil
+	}
+	var undone error
+	recorded, stays := false, false
+	err := h.graph.Change(context.Background(), func(tx *block.Tx) error {
+		if stays = k.still != nil && !k.gone && (k.log == nil || k.log.Phase() < intent.Pivoted); stays {
+			return nil
+		}
+		h.dropKept(k)
+		if recorded = h.kept.on; !recorded {
+			return nil
+		}
+		return h.record(tx, nil, &undone)
+	})
+	if stays {
+		return nil
+	}
+	err = errors.Join(err, undone, k.close())
+	switch {
+	case err != nil:
+		h.kept.Trouble(fmt.Errorf("job '%s' has ended: %w", k.id, err))
+	case recorded: // else the state may name the files, which say that the job has ended
+		return h.dropFiles(k)
+	}
+	return nil
+}
+
+// ---- Mirrors and commits: intent files
+
+// keepMirror has a mirror or a commit keep an intent file: one that begins, or, with what was found in its last one, one that goes on.
+func (h *Handlers) keepMirror(k *keptJob, o *mirror.Options, found *intent.Found) (err error) {
+	pivoted, ended := o.OnPivot, o.OnEnd
+	o.OnPivot = func(ctx context.Context, tx *block.Tx) error {
+		if pivoted != nil {
+			if err := pivoted(ctx, tx); err != nil {
+				return err
+			}
+		}
+		if o.Commit == mirror.CommitActive {
+			h.leaveWritable(tx, o.Target)
+		}
+		return h.finishing(k, tx, &pivot{from: o.Source, to: o.Target})
+	}
+	o.OnEnd = func(pivoted bool) error {
+		var err error
+		if ended != nil {
+			err = ended(pivoted)
+		}
+		return errors.Join(err, h.endKept(k))
+	}
+	o.OnInsert = func(_ context.Context, m *mirror.Mirror, tx *block.Tx) error {
+		k.mirror = m
+		return h.inserted(k, tx)
+	}
+	if !h.keeps() {
+		return nil
+	}
+	o.OnTrouble = func(err error) { h.intentTrouble(o.JobID, err) }
+	k.size = o.Source.Size()
 	now := &picture{knowledge: h.knowledge()}
-	expect, err := h.identify(now.diskName(o.Source), now.diskName(o.Target), k.size, o.Target.Size())
+	expect, err := h.identify(now.diskName(o.Source), now.diskName(o.Target), k.size, targetSize(o))
 	if err != nil {
 		return err
 	}
@@ -71,14 +235,15 @@ func (h *Handlers) startKept(ctx context.Context, a *api.BlockdevMirrorArguments
 		}
 	}
 	o.Intent, o.Flight = k.log, k.flight
-	o.OnPivot = h.recordPivot(&pivot{from: o.Source, to: o.Target, mirror: k})
-	o.OnInsert = func(_ context.Context, m *mirror.Mirror, tx *block.Tx) error {
-		return h.keepInserted(k, m, tx, &undone)
+	return nil
+}
+
+// targetSize is how long the target is when the job runs: a base that is shorter grows.
+func targetSize(o *mirror.Options) int64 {
+	if o.Commit != mirror.CommitNot {
+		return o.Source.Size()
 	}
-	o.OnEnd = func(bool) error { return h.endKept(k) }
-	o.OnTrouble = func(err error) { h.intentTrouble(o.JobID, err) }
-	_, err = mirror.Start(ctx, h.graph, h.jobs, o, after(ctx))
-	return err
+	return o.Target.Size()
 }
 
 // flightHot bounds what has to be compared at completion after a crash, in regions.
@@ -122,7 +287,7 @@ func (h *Handlers) loadIntent(name string, expect intent.Expect) (*intent.Found,
 	return intent.Load(path, f, expect), nil
 }
 
-func (k *keptMirror) close() error {
+func (k *keptJob) close() error {
 	var errs []error
 	for _, l := range []*intent.Log{k.log, k.flight} {
 		if l != nil {
@@ -132,8 +297,8 @@ func (k *keptMirror) close() error {
 	return errors.Join(errs...)
 }
 
-// dropFiles removes the files of a mirror that no state names.
-func (h *Handlers) dropFiles(k *keptMirror) error {
+// dropFiles removes the files of a job that no state names.
+func (h *Handlers) dropFiles(k *keptJob) error {
 	var errs []error
 	for _, name := range []string{k.file, k.second} {
 		if name != "" {
@@ -156,48 +321,6 @@ func (h *Handlers) identify(source, target string, sourceSize, targetSize int64)
 	return e, err
 }
 
-// keepInserted records a mirror before it holds.
-func (h *Handlers) keepInserted(k *keptMirror, m *mirror.Mirror, tx *block.Tx, undone *error) (err error) {
-	if k.job, err = h.jobs.Find(*k.args.JobID); err != nil {
-		return err
-	}
-	k.mirror = m
-	h.kept.mirrors = append(h.kept.mirrors, k)
-	tx.OnRollBack(func() { h.dropKept(k) })
-	if !h.kept.on {
-		return nil
-	}
-	return h.record(tx, nil, undone)
-}
-
-func (h *Handlers) dropKept(k *keptMirror) {
-	h.kept.mirrors = slices.DeleteFunc(h.kept.mirrors, func(other *keptMirror) bool { return other == k })
-}
-
-// endKept forgets a mirror that has ended, unless only the daemon has.
-func (h *Handlers) endKept(k *keptMirror) error {
-	if k.log.Kept() && k.log.Phase() < intent.Pivoted {
-		return nil
-	}
-	var undone error
-	recorded := false
-	err := h.graph.Change(context.Background(), func(tx *block.Tx) error {
-		h.dropKept(k)
-		if recorded = h.kept.on; !recorded {
-			return nil
-		}
-		return h.record(tx, nil, &undone)
-	})
-	err = errors.Join(err, undone, k.close())
-	switch {
-	case err != nil:
-		h.kept.Trouble(fmt.Errorf("job '%s' has ended: %w", *k.args.JobID, err))
-	case recorded: // else the state may name the files, which say that the mirror has ended
-		return h.dropFiles(k)
-	}
-	return nil
-}
-
 // intentTrouble tells that an intent file could not be written.
 func (h *Handlers) intentTrouble(id string, err error) {
 	h.kept.Trouble(fmt.Errorf("job '%s': %w", id, err))
@@ -206,27 +329,176 @@ func (h *Handlers) intentTrouble(id string, err error) {
 		Errno: &text})
 }
 
-// addJobs adds the mirrors that are to come back.
-func (p *picture) addJobs(mirrors []*keptMirror) {
-	for _, k := range mirrors {
-		if p.pivot != nil && p.pivot.mirror == k {
-			continue
+// ---- Verbs
+
+// keptOf finds what is kept of a job, nil if nothing is. The graph is held.
+func (h *Handlers) keptOf(j *job.Job) *keptJob {
+	for _, k := range h.kept.jobs {
+		if k.job == j {
+			return k
 		}
-		if k.still != nil {
-			p.Jobs = append(p.Jobs, *k.still)
-			continue
-		}
-		source, target := k.mirror.Nodes()
-		source, target = p.below(source), p.below(target)
-		args, speed, now := *k.args, k.job.Speed(), k.mirror.State()
-		args.Device, args.Target, args.Speed, args.TargetIsZero = source.Name(), target.Name(), &speed, nil
-		args.MaxGuestLatency = positive(now.MaxGuestLatency.Nanoseconds())
-		if args.CopyMode = api.MirrorCopyMode(now.Mode.String()); now.Auto {
-			args.CopyMode = api.MirrorCopyModeAuto
-		}
-		p.Jobs = append(p.Jobs, state.Job{Definition: definitionText(&args), Intent: k.file, Flight: k.second, Source: p.diskName(source),
-			Target: p.diskName(target), Paused: k.job.PauseWanted() && k.job.Info().IOStatus == job.IOOK})
 	}
+	return nil
+}
+
+// noteJob records what a verb changed of a job; undo takes it back if that is not possible.
+func (h *Handlers) noteJob(ctx context.Context, j *job.Job, undo func()) error {
+	if !j.Info().BlockJob {
+		return nil // jobs of other types do not come back
+	}
+	return h.note(ctx, undo)
+}
+
+// cancelWait is how long a cancel waits for the graph, which the job itself may hold for as long as it is not cancelled.
+const cancelWait = time.Second
+
+// ask runs a verb that asks a job to end in some way, and records that before the answer. If it cannot be recorded the job does
+// nothing. forced says whether the job was cancelled, so that it does not come back.
+func (h *Handlers) ask(ctx context.Context, j *job.Job, verb func(job.After) error, forced func() bool) error {
+	was, refused := j.Wanted(), false
+	err := verb(func(f func()) {
+		after(ctx)(func() {
+			if !refused {
+				f()
+			}
+		})
+	})
+	if err != nil || !h.kept.on || !j.Info().BlockJob {
+		return err
+	}
+	gone, begun := forced(), false
+	if gone {
+		var stop context.CancelFunc
+		ctx, stop = context.WithTimeout(ctx, cancelWait)
+		defer stop()
+	}
+	err = h.change(ctx, func(tx *block.Tx) error {
+		begun = true
+		if k := h.keptOf(j); k != nil && gone && !k.gone {
+			k.gone = true
+			tx.OnRollBack(func() { k.gone = false })
+		}
+		return nil
+	})
+	if err == nil || gone && !begun {
+		return nil // it is recorded, or will be when the job has ended
+	}
+	refused = true
+	j.TakeBack(was)
+	return err
+}
+
+// ---- The end of the daemon
+
+// keepJobs has the jobs come back that run now. Guests end before: their writes would pass by when mirrors end.
+func (h *Handlers) keepJobs(ctx context.Context) error {
+	if !h.keeps() {
+		return nil
+	}
+	running := 0
+	if err := h.eachKept(ctx, func(*picture, *keptJob) { running++ }); err != nil || running == 0 {
+		return err
+	}
+	var err error
+	if h.nbd.Running() {
+		err = h.nbd.Stop(ctx)
+	}
+	unknown := h.eachKept(ctx, func(p *picture, k *keptJob) {
+		still, cannot := k.now(p)
+		if cannot != nil {
+			return // that was told
+		}
+		k.still = &still
+		if k.log == nil {
+			return
+		}
+		k.log.Keep()
+		if err != nil { // guests may still write
+			err = errors.Join(err, k.log.Invalidate(err))
+		}
+	})
+	return errors.Join(err, unknown)
+}
+
+func (h *Handlers) eachKept(ctx context.Context, f func(*picture, *keptJob)) error {
+	return h.graph.Change(ctx, func(*block.Tx) error {
+		p := &picture{State: &state.State{}, knowledge: h.knowledge(), graph: h.graph, trouble: h.kept.Trouble}
+		for _, k := range h.kept.jobs {
+			if !k.gone {
+				f(p, k)
+			}
+		}
+		return nil
+	})
+}
+
+// restJobs records what the disks are when nobody has them open any more.
+func (h *Handlers) restJobs(last *state.State) error {
+	var errs []error
+	for _, k := range h.kept.jobs {
+		switch {
+		case k.still == nil:
+		case k.verify != nil && last != nil:
+			for i := range last.Jobs {
+				if string(last.Jobs[i].Definition) == string(k.still.Definition) {
+					var err error
+					last.Jobs[i].Compared, err = h.compared(k)
+					errs = append(errs, err)
+				}
+			}
+		case k.log != nil:
+			e, err := h.identify(k.still.Source, k.still.Target, k.size, k.size)
+			if err == nil {
+				err = k.log.Rest(e.Source, e.Target)
+			}
+			errs = append(errs, err, k.close())
+		}
+	}
+	if h.kept.jobs = nil; last != nil {
+		errs = append(errs, h.kept.Dir.Save(last))
+	}
+	return errors.Join(errs...)
+}
+
+// ---- Places of nodes
+
+// place is how a node is found after a restart: by its name if that is the operator's, else by the way to it from a node with such a
+// name: "top/backing/file".
+func (p *picture) place(n *block.Node) (string, error) {
+	if !strings.HasPrefix(n.Name(), "#") {
+		return n.Name(), nil
+	}
+	for _, above := range p.graph.Nodes() {
+		if _, ok := p.opened[above]; !ok {
+			continue
+		}
+		for _, e := range above.Children() {
+			if p.below(e.Node()) != n {
+				continue
+			}
+			if way, err := p.place(above); err == nil {
+				return way + "/" + e.Name(), nil
+			}
+		}
+	}
+	return "", fmt.Errorf("neither node '%s' with '%s' nor any node above it has a name that the operator gave it", n.Name(), n.FileName())
+}
+
+// at is the node at a place.
+func (h *Handlers) at(place string) (*block.Node, error) {
+	name, way, more := strings.Cut(place, "/")
+	n, err := h.graph.Node(name)
+	for err == nil && more {
+		var role string
+		role, way, more = strings.Cut(way, "/")
+		edges := n.Unfiltered().Children()
+		i := slices.IndexFunc(edges, func(e *block.Edge) bool { return e.Name() == role })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no node at '%s': node '%s' has no child '%s'", place, n.Name(), role)
+		}
+		n = edges[i].Node().Unfiltered()
+	}
+	return n, err
 }
 
 // diskName is the file or the URI that a node's disk is in, wherever the daemon works from.
@@ -236,181 +508,4 @@ func (p *picture) diskName(n *block.Node) string {
 		return name
 	}
 	return absolute(name, p.opened[n.Unfiltered()].folder)
-}
-
-// noteJob records what a verb changed of a job; undo takes it back if that is not possible.
-func (h *Handlers) noteJob(ctx context.Context, j *job.Job, undo func()) error {
-	if _, ok := j.Body().(*mirror.Mirror); !ok {
-		return nil
-	}
-	return h.note(ctx, undo)
-}
-
-// ---- The end of the daemon
-
-// keepMirrors has the mirrors come back that run now. Guests end before: their writes would pass by when the mirrors end.
-func (h *Handlers) keepMirrors(ctx context.Context) error {
-	if h.kept.Dir == nil {
-		return nil
-	}
-	running := 0
-	if err := h.eachKept(ctx, func(*picture, *keptMirror) { running++ }); err != nil || running == 0 {
-		return err
-	}
-	var err error
-	if h.nbd.Running() {
-		err = h.nbd.Stop(ctx)
-	}
-	unknown := h.eachKept(ctx, func(p *picture, k *keptMirror) {
-		p.addJobs([]*keptMirror{k})
-		k.still = &p.Jobs[0]
-		k.log.Keep()
-		if err != nil { // guests may still write
-			err = errors.Join(err, k.log.Invalidate(err))
-		}
-	})
-	return errors.Join(err, unknown)
-}
-
-func (h *Handlers) eachKept(ctx context.Context, f func(*picture, *keptMirror)) error {
-	return h.graph.Change(ctx, func(*block.Tx) error {
-		for _, k := range h.kept.mirrors {
-			f(&picture{State: &state.State{}, knowledge: h.knowledge(), graph: h.graph}, k)
-		}
-		return nil
-	})
-}
-
-// restMirrors records what the disks are when nobody has them open any more.
-func (h *Handlers) restMirrors() error {
-	var errs []error
-	for _, k := range h.kept.mirrors {
-		e, err := h.identify(k.still.Source, k.still.Target, k.size, k.size)
-		if err == nil {
-			err = k.log.Rest(e.Source, e.Target)
-		}
-		errs = append(errs, err, k.close())
-	}
-	h.kept.mirrors = nil
-	return errors.Join(errs...)
-}
-
-// ---- The start of the daemon
-
-// resumption is a mirror of the state.
-type resumption struct {
-	state.Job
-	args   api.BlockdevMirrorArguments
-	expect intent.Expect
-	err    error
-}
-
-// lookAtJobs decodes the mirrors of the state, and looks at their disks before anybody opens them.
-func (r *restoring) lookAtJobs() {
-	for _, j := range r.old.Jobs {
-		again := &resumption{Job: j}
-		if again.err = qmp.Unmarshal(j.Definition, &again.args); again.err == nil {
-			again.expect, again.err = r.h.identify(j.Source, j.Target, 0, 0)
-		}
-		r.jobs = append(r.jobs, again)
-	}
-}
-
-// resumeJobs starts the mirrors of the state. No guest is there yet.
-func (r *restoring) resumeJobs(ctx context.Context) {
-	for _, j := range r.jobs {
-		err := j.err
-		if err == nil {
-			err = r.resume(ctx, j)
-		}
-		if err != nil {
-			r.fail(fmt.Errorf("job '%s': %w", qmp.Or(j.args.JobID, string(j.Definition)), err))
-		}
-	}
-}
-
-func (r *restoring) resume(ctx context.Context, j *resumption) error {
-	h := r.h
-	o, err := h.mirrorOptions(&j.args)
-	if err != nil {
-		return err
-	}
-	j.expect.Source.Size, j.expect.Target.Size = o.Source.Size(), o.Target.Size()
-	found, err := h.loadIntent(j.Intent, j.expect)
-	if err != nil {
-		return err
-	}
-	if found.Phase >= intent.Pivoted {
-		return nil // it ended, and the state did not hear of it
-	}
-	for _, why := range found.Whys {
-		h.kept.Trouble(fmt.Errorf("job '%s' copies more than it had left: %w", o.JobID, why))
-	}
-	reason := ""
-	if err := errors.Join(found.Whys...); err != nil {
-		reason = strings.ReplaceAll(err.Error(), "\n", "; ")
-	} else if found.Dirty == nil {
-		reason = "it was not known yet what had to be copied"
-	}
-	var flight *bitmap.Bitmap
-	if j.Flight != "" {
-		on, err := h.loadIntent(j.Flight, j.expect)
-		if err != nil {
-			return err
-		}
-		flight = on.Dirty
-		for _, why := range on.Whys {
-			h.kept.Trouble(fmt.Errorf("job '%s' compares more at its end: %w", o.JobID, why))
-		}
-	}
-	o.Resume = &mirror.Resume{Dirty: found.Dirty, Flight: flight, Paused: j.Paused, OnResumed: func(left int64) {
-		if h.kept.Resumed != nil {
-			h.kept.Resumed(o.JobID, left, reason)
-		}
-		h.tell(&api.MirrorResumedEvent{Device: o.JobID, BytesLeft: left, All: found.Dirty == nil, Reason: nonEmpty(reason)})
-	}}
-	return h.startKept(ctx, &j.args, o, found)
-}
-
-// news are events of the start, which are kept until somebody is there: they come after the reply to the first command.
-type news struct {
-	mu struct {
-		sync.Mutex
-		waiting []qmp.Event
-		heard   bool // a command came
-	}
-}
-
-func (h *Handlers) tell(e qmp.Event) {
-	h.news.mu.Lock()
-	defer h.news.mu.Unlock()
-	if h.news.mu.heard {
-		h.config.Emit(e)
-		return
-	}
-	h.news.mu.waiting = append(h.news.mu.waiting, e)
-}
-
-// announce tells what has happened before the first command.
-func (h *Handlers) announce(ctx context.Context) {
-	h.news.mu.Lock()
-	waiting := h.news.mu.waiting
-	h.news.mu.waiting, h.news.mu.heard = nil, true
-	h.news.mu.Unlock()
-	if len(waiting) > 0 {
-		server.AfterReply(ctx, func() {
-			for _, e := range waiting {
-				h.config.Emit(e)
-			}
-		})
-	}
-}
-
-// jobsNow are the mirrors that were brought back, as the state is to have them from now on.
-func (r *restoring) jobsNow(ctx context.Context) (jobs []state.Job, files []string, err error) {
-	err = r.h.eachKept(ctx, func(p *picture, k *keptMirror) {
-		p.addJobs([]*keptMirror{k})
-		jobs, files = append(jobs, p.Jobs...), append(files, k.file, k.second)
-	})
-	return jobs, files, err
 }

@@ -8,7 +8,7 @@
 //	state.previous    the one before, for the way back; of no meaning after a crash
 //	state.ignored-N   one that the operator wanted to be left out, never read again
 //	bitmaps-N-I       contents of a dirty bitmap, written at an orderly stop and named by the state that goes with it
-//	intent-N          what one mirror has left to do, see package intent
+//	intent-N          what one mirror or commit has left to do, see package intent
 //	lock              locked by the one daemon that uses the directory, with its process id
 //
 // A state is replaced as a whole: the next one is written beside it, made durable, and given its name, and then the directory is

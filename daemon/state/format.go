@@ -12,7 +12,7 @@ import (
 
 const (
 	magic   = "blkmirror-state"
-	version = 2 // 1 had no jobs
+	version = 3 // 1 had no jobs, 2 only mirrors
 	// maxSize is how long a state may be, in bytes.
 	maxSize = 64 << 20
 	// maxBitmap is how long the bits of one bitmap may be, in bytes, in whole words.
@@ -29,17 +29,40 @@ type State struct {
 	Jobs    []Job    `json:"jobs,omitempty"`
 }
 
-// Job is a mirror that goes on.
+// Job is a job that goes on.
 type Job struct {
-	Definition json.RawMessage `json:"definition"` // the arguments of blockdev-mirror, as they would be now
+	// Command is what made it, "" for blockdev-mirror.
+	Command    string          `json:"command,omitempty"`
+	Definition json.RawMessage `json:"definition"` // the arguments of the command, as they would be now
 	Paused     bool            `json:"paused,omitempty"`
-	// Intent is the name of the file in the directory that knows what the job has left to do.
-	Intent string `json:"intent"`
+	// Complete is what it was asked to do when it is ready: [CompleteFull], [CompleteSoft], "" for nothing.
+	Complete string `json:"complete,omitempty"`
+	Finalize bool   `json:"finalize,omitempty"` // it was asked to when it was pending
+	// Intent is the name of the file in the directory that knows what the job has left to do; "" for a job without one.
+	Intent string `json:"intent,omitempty"`
 	// Flight is the name of the file that knows what may be on its way to a target behind a connection; "" for others.
 	Flight string `json:"flight,omitempty"`
-	// Source and Target are the files or the URIs that the disks are in.
-	Source string `json:"source"`
-	Target string `json:"target"`
+	// Source and Target are the files or the URIs that the disks are in, where it matters that they are the same.
+	Source string `json:"source,omitempty"`
+	Target string `json:"target,omitempty"`
+	// Compared is how far a comparison has come, nil for nothing.
+	Compared *Compared `json:"compared,omitempty"`
+}
+
+// How a job is to complete.
+const (
+	CompleteFull = "full" // do what it is for
+	CompleteSoft = "soft" // end without that
+)
+
+// Compared is how far two disks have been compared.
+type Compared struct {
+	End       int64  `json:"end"`       // where it goes on, in bytes
+	Differing int64  `json:"differing"` // bytes of sectors that differ before
+	First     int64  `json:"first"`     // offset of the first of them
+	Source    string `json:"source"`    // what tells this disk from others, and from what it was before
+	Target    string `json:"target"`
+	Boot      string `json:"boot"` // of the host: after another one the disks may have lost what was not durable
 }
 
 // Item is one thing with a definition.
@@ -124,6 +147,11 @@ func decode(file []byte) (sequence uint64, body []byte, s *State, err error) {
 	}
 	if of == 1 && s.Jobs != nil {
 		return 0, nil, nil, fmt.Errorf("its document makes no sense: version 1 has no jobs")
+	}
+	for _, j := range s.Jobs {
+		if of == 2 && (j.Command != "" || j.Complete != "" || j.Finalize || j.Compared != nil) {
+			return 0, nil, nil, fmt.Errorf("its document makes no sense: version 2 has only mirrors")
+		}
 	}
 	return sequence, body, s, nil
 }

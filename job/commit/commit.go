@@ -26,8 +26,9 @@ type Options struct {
 	AutoFinalize bool
 	AutoDismiss  bool
 	Reopen       chain.Reopen // makes Base writable, and the image whose backing file changes
-	// OnPivot makes what is called before the users of the active layer are given Base, see mirror.Options.OnPivot; may be nil.
-	OnPivot func(from, to *block.Node) func(context.Context, *block.Tx) error
+	Wanted       job.Wanted   // of a job that goes on where another one was
+	// Prepare may add to the options of the mirror that does the work, before it starts. It may be nil.
+	Prepare func(o *mirror.Options) error
 }
 
 // Start starts the job.
@@ -42,7 +43,7 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, o Option
 	}
 	m := mirror.Options{JobID: o.JobID, Source: nodes[top], Target: nodes[base], Commit: mirror.CommitActive, Speed: o.Speed,
 		OnSourceError: o.OnError, OnTargetError: o.OnError, FilterName: o.FilterName,
-		AutoFinalize: o.AutoFinalize, AutoDismiss: o.AutoDismiss}
+		AutoFinalize: o.AutoFinalize, AutoDismiss: o.AutoDismiss, Wanted: o.Wanted}
 	writable := &chain.Writable{Reopen: o.Reopen}
 	m.OnEnd = func(pivoted bool) error {
 		var keep *block.Node
@@ -50,9 +51,6 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, o Option
 			keep = m.Target // guests write to it from now on
 		}
 		return writable.Close(context.Background(), keep)
-	}
-	if top == 0 && o.OnPivot != nil {
-		m.OnPivot = o.OnPivot(m.Source, m.Target)
 	}
 	if top > 0 {
 		overlay := nodes[top-1]
@@ -68,6 +66,9 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, o Option
 	}
 	if err == nil {
 		err = writable.Open(ctx, m.Target)
+	}
+	if err == nil && o.Prepare != nil {
+		err = o.Prepare(&m)
 	}
 	var started *mirror.Mirror
 	if err == nil {

@@ -74,6 +74,7 @@ type Options struct {
 	Flight *intent.Log
 	// Resume has the mirror go on where another one was; nil for one that begins.
 	Resume *Resume
+	Wanted job.Wanted // what operators asked of that one
 	// OnInsert is called when everything about the mirror but its start is done, and can still refuse it. It may be nil.
 	OnInsert func(ctx context.Context, m *Mirror, tx *block.Tx) error
 	// MaxGuestLatency is what guests' requests may take on the source before the copy gives way; 0 for any time.
@@ -195,7 +196,7 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 		}
 	}
 	m.job, err = jobs.Add(job.Config{ID: opts.JobID, Type: opts.kind(), BlockJob: true, Speed: opts.Speed,
-		AutoFinalize: opts.AutoFinalize, AutoDismiss: opts.AutoDismiss, Body: m})
+		AutoFinalize: opts.AutoFinalize, AutoDismiss: opts.AutoDismiss, Wanted: opts.Wanted, Body: m})
 	if err != nil {
 		return nil, err
 	}
@@ -218,11 +219,6 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 		m.job.Poke()
 	})
 	m.suspectTarget()
-	if r := opts.Resume; r != nil && r.Paused {
-		if err := m.job.Pause(nil); err != nil {
-			return nil, err
-		}
-	}
 	m.job.Start(after)
 	return m, nil
 }

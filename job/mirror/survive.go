@@ -22,7 +22,6 @@ import (
 type Resume struct {
 	Dirty  *bitmap.Bitmap // what may differ; nil for everything
 	Flight *bitmap.Bitmap // what was on its way to a target behind a connection; nil for everything
-	Paused bool
 	// OnResumed is told how many bytes are left, once that is known. It may be nil.
 	OnResumed func(left int64)
 }
@@ -369,7 +368,7 @@ func (l *loop) resume(ctx context.Context) error {
 
 func (l *loop) resumeScope(ctx context.Context) error {
 	m, r := l.m, l.m.opts.Resume
-	if m.opts.Sync == SyncTop {
+	if m.opts.Sync == SyncTop || m.opts.Commit != CommitNot {
 		return l.scan(ctx) // what is not allocated is still out of scope
 	}
 	if m.watch == nil && r.Dirty != nil {

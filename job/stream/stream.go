@@ -24,7 +24,14 @@ type Options struct {
 	FilterName   string // node name of the filter over Device, "" for an implicit one
 	AutoFinalize bool
 	AutoDismiss  bool
+	Wanted       job.Wanted   // of a job that goes on where another one was
 	Reopen       chain.Reopen // makes Device writable
+	// OnInsert is called when everything about the job but its start is done, and can still refuse it. It may be nil.
+	OnInsert func(s *Stream, tx *block.Tx) error
+	// OnFinish is called when the images are as they are to be, before guests go on; if it fails the job does. It may be nil.
+	OnFinish func(tx *block.Tx) error
+	// OnEnd is called when the job has given up all nodes. It may be nil.
+	OnEnd func() error
 }
 
 const blockReason = "block device is in use by block job: stream"
@@ -71,7 +78,7 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, o Option
 	}
 	var err error
 	s.job, err = jobs.Add(job.Config{ID: o.JobID, Type: "stream", BlockJob: true, Speed: o.Speed,
-		AutoFinalize: o.AutoFinalize, AutoDismiss: o.AutoDismiss, Body: s})
+		AutoFinalize: o.AutoFinalize, AutoDismiss: o.AutoDismiss, Wanted: o.Wanted, Body: s})
 	if err != nil {
 		return nil, err
 	}
@@ -121,8 +128,14 @@ func (s *Stream) insert(ctx context.Context, tx *block.Tx, used []*block.Node) e
 		b := tx.Block(n, blockReason)
 		s.blockers = append(s.blockers, func(tx *block.Tx) { tx.Unblock(n, b) })
 	}
+	if s.opts.OnInsert != nil {
+		return s.opts.OnInsert(s, tx)
+	}
 	return nil
 }
+
+// Nodes are the device and what is to be below it at the end, nil for nothing. The caller holds the graph.
+func (s *Stream) Nodes() (device, base *block.Node) { return s.opts.Device, s.base() }
 
 // base is the node that stays below the device; nil if none does. Another job may have put it in the place of another one.
 func (s *Stream) base() *block.Node {
@@ -154,7 +167,10 @@ func (s *Stream) finish(ctx context.Context) error {
 				return err
 			}
 		}
-		return s.extract(tx)
+		if err := s.extract(tx); err != nil || s.opts.OnFinish == nil {
+			return err
+		}
+		return s.opts.OnFinish(tx)
 	})
 }
 
@@ -185,7 +201,11 @@ func (s *Stream) Clean(error) error {
 			return s.extract(tx)
 		}))
 	}
-	return errors.Join(append(errs, s.writable.Close(ctx, nil))...)
+	errs = append(errs, s.writable.Close(ctx, nil))
+	if s.opts.OnEnd != nil {
+		errs = append(errs, s.opts.OnEnd())
+	}
+	return errors.Join(errs...)
 }
 
 func invalid(format string, args ...any) error {

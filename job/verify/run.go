@@ -19,6 +19,8 @@ const (
 	workers = 4
 	// How long the job waits before it tries a failed piece again under the policy ignore, at first and at most.
 	retryFirst, retryMost = 50 * time.Millisecond, 5 * time.Second
+	// tellEvery is how often OnPosition is called at most.
+	tellEvery = 3 * time.Second
 )
 
 // span is a part of the disk, in bytes.
@@ -32,7 +34,10 @@ type run struct {
 	alike    [2]stretch // what the disks last said of themselves
 	again    []span     // pieces that failed
 	inFlight int
-	digests  *digests // nil if they are not wanted
+	digests  *digests         // nil if they are not wanted
+	early    map[int64]result // pieces behind the position, by their offset
+	tell     time.Time        // when OnPosition is due
+	told     int64            // the position that it was called at
 	results  chan result
 	failed   *failure      // of the first piece that failed and was not dealt with
 	retry    time.Duration // how long a failed piece waits next time
@@ -54,7 +59,9 @@ type failure struct {
 
 // Run goes over the disks once.
 func (v *Verify) Run(ctx context.Context, j *job.Job) error {
-	r := &run{Verify: v, retry: retryFirst, results: make(chan result, workers)}
+	from := v.opts.From.End
+	r := &run{Verify: v, retry: retryFirst, results: make(chan result, workers), at: from, early: map[int64]result{}, told: from,
+		tell: time.Now().Add(tellEvery)}
 	if v.opts.Digest {
 		r.digests = &digests{early: map[int64]result{}}
 	}
@@ -71,6 +78,9 @@ func (v *Verify) Run(ctx context.Context, j *job.Job) error {
 	if s.Differing > 0 {
 		return fmt.Errorf("Nodes '%s' and '%s' differ at offset %d first, and in %d bytes in all (in sectors of %d)", v.opts.Device.Name(),
 			v.opts.Target.Name(), s.First, s.Differing, sector)
+	}
+	if !j.AutoFinalize() {
+		r.tellPosition(ctx)
 	}
 	for !j.EnterPending() {
 		if err := j.Checkpoint(ctx); err != nil {
@@ -91,6 +101,7 @@ func (v *Verify) Run(ctx context.Context, j *job.Job) error {
 func (r *run) compareAll(ctx context.Context) error {
 	size := r.opts.Device.Size()
 	r.job.Progress.SetRemaining(size)
+	r.job.Progress.Done(r.at)
 	for {
 		wait, err := r.look(ctx)
 		if err != nil {
@@ -132,8 +143,25 @@ func (r *run) look(ctx context.Context) (time.Duration, error) {
 		}
 	}
 	now := time.Now()
+	if !now.Before(r.tell) {
+		r.tellPosition(ctx)
+		now = time.Now()
+	}
 	r.limiter.SetSpeed(r.job.Speed(), now)
 	return max(r.limiter.Wait(now), r.notYet.Sub(now)), nil
+}
+
+// tellPosition tells how far the job has come, if that is of use to another one.
+func (r *run) tellPosition(ctx context.Context) {
+	r.tell = time.Now().Add(tellEvery)
+	at := r.Position().End
+	if r.opts.OnPosition == nil || r.digests != nil || at == r.told {
+		return
+	}
+	r.told = at
+	ctx, w := r.job.BeginWait(ctx)
+	defer w.End()
+	r.opts.OnPosition(ctx)
 }
 
 // sleep waits until something happens, or for some time if there is something to do then.
@@ -240,6 +268,18 @@ func (r *run) note(done result) {
 	s.Left -= n
 	s.Differing += done.differing
 	s.Verified += n - done.differing
+	r.early[done.off] = done
+	for p := &r.mu.position; ; {
+		next, ok := r.early[p.End]
+		if !ok {
+			return
+		}
+		delete(r.early, p.End)
+		if next.differing > 0 && p.Differing == 0 {
+			p.First = next.first
+		}
+		p.End, p.Differing = next.end, p.Differing+next.differing
+	}
 }
 
 // sum sets the digests, of which all pieces are there.

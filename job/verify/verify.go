@@ -4,6 +4,7 @@ package verify
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -22,6 +23,23 @@ type Options struct {
 	AutoFinalize   bool
 	AutoDismiss    bool
 	OnEnd          func(State) // told when the whole disk was compared, from the job's goroutine; may be nil
+	Wanted         job.Wanted  // of a job that goes on where another one was
+	// From is how far that one came. A digest is of all of the disks, so that with one nothing but zero is of use.
+	From Position
+	// OnInsert is called when everything about the job but its start is done, and can still refuse it. It may be nil.
+	OnInsert func(v *Verify, tx *block.Tx) error
+	// OnPosition is called every few seconds from the job's goroutine when the job has come further, and before it waits to be
+	// finalized. It may wait for the graph as long as its context lets it. It may be nil.
+	OnPosition func(ctx context.Context)
+	// OnClosed is called when the job has given up both disks. It may be nil.
+	OnClosed func() error
+}
+
+// Position is how far two disks were compared, and what was found up to there.
+type Position struct {
+	End       int64 // of what was compared from the start on without a gap, in bytes
+	Differing int64 // as in State
+	First     int64
 }
 
 // State is what was found so far.
@@ -43,7 +61,8 @@ type Verify struct {
 
 	mu struct {
 		sync.Mutex
-		state State
+		state    State
+		position Position
 	}
 }
 
@@ -55,11 +74,17 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, o Option
 	if a, b := o.Device.Size(), o.Target.Size(); a != b {
 		return nil, invalid("Node '%s' has %d bytes and node '%s' %d: they cannot be equal", o.Device.Name(), a, o.Target.Name(), b)
 	}
+	from, size := o.From, o.Device.Size()
+	if from.End < 0 || from.End > size || from.Differing < 0 || from.Differing > from.End || from.First < 0 || from.First > from.End {
+		return nil, invalid("The disks of %d bytes cannot have been compared up to %d, with %d bytes that differ from %d on", size, from.End,
+			from.Differing, from.First)
+	}
 	v := &Verify{opts: o, graph: graph}
-	v.mu.state.Left = o.Device.Size()
+	v.mu.position = from
+	v.mu.state = State{Verified: from.End - from.Differing, Left: size - from.End, Differing: from.Differing, First: from.First}
 	var err error
 	v.job, err = jobs.Add(job.Config{ID: o.JobID, Type: "verify", BlockJob: true, Speed: o.Speed,
-		AutoFinalize: o.AutoFinalize, AutoDismiss: o.AutoDismiss, Body: v})
+		AutoFinalize: o.AutoFinalize, AutoDismiss: o.AutoDismiss, Wanted: o.Wanted, Body: v})
 	if err != nil {
 		return nil, err
 	}
@@ -84,16 +109,30 @@ func (v *Verify) attach(tx *block.Tx) (err error) {
 		return err
 	}
 	v.target, err = tx.Attach(v.opts.Target, user, block.PermConsistentRead, share)
+	if err == nil && v.opts.OnInsert != nil {
+		err = v.opts.OnInsert(v, tx)
+	}
 	return err
 }
 
 // Clean gives the disks up.
 func (v *Verify) Clean(error) error {
-	return v.graph.Change(context.Background(), func(tx *block.Tx) error {
+	err := v.graph.Change(context.Background(), func(tx *block.Tx) error {
 		tx.Detach(v.device)
 		tx.Detach(v.target)
 		return nil
 	})
+	if v.opts.OnClosed != nil {
+		err = errors.Join(err, v.opts.OnClosed())
+	}
+	return err
+}
+
+// Position is how far the job has come.
+func (v *Verify) Position() Position {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.mu.position
 }
 
 // State is a snapshot.
