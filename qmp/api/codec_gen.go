@@ -2944,6 +2944,184 @@ func (v *ObjectPropertyInfo) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *MirrorMap) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *MirrorMap) encodeMembers(e *qmp.Encoder) {
+	e.Key("size")
+	e.Int(v.Size)
+	e.Key("granularity")
+	e.Int(v.Granularity)
+	e.Key("offset")
+	e.Int(v.Offset)
+	e.Key("cell-size")
+	e.Int(v.CellSize)
+	e.Key("unscanned")
+	e.BeginArray()
+	for i := range v.Unscanned {
+		e.Elem()
+		e.Int(v.Unscanned[i])
+	}
+	e.EndArray()
+	e.Key("dirty")
+	e.BeginArray()
+	for i := range v.Dirty {
+		e.Elem()
+		e.Int(v.Dirty[i])
+	}
+	e.EndArray()
+	e.Key("dirty-zero")
+	e.BeginArray()
+	for i := range v.DirtyZero {
+		e.Elem()
+		e.Int(v.DirtyZero[i])
+	}
+	e.EndArray()
+	e.Key("in-flight")
+	e.BeginArray()
+	for i := range v.InFlight {
+		e.Elem()
+		e.Int(v.InFlight[i])
+	}
+	e.EndArray()
+	e.Key("copied")
+	e.BeginArray()
+	for i := range v.Copied {
+		e.Elem()
+		e.Int(v.Copied[i])
+	}
+	e.EndArray()
+	e.Key("zero")
+	e.BeginArray()
+	for i := range v.Zero {
+		e.Elem()
+		e.Int(v.Zero[i])
+	}
+	e.EndArray()
+}
+
+// DecodeQMP fills v.
+func (v *MirrorMap) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *MirrorMap) decodeMembers(m *qmp.Members) {
+	v.Size = m.Required("size").Int(64)
+	v.Granularity = m.Required("granularity").Int(64)
+	v.Offset = m.Required("offset").Int(64)
+	v.CellSize = m.Required("cell-size").Int(64)
+	if p := m.Required("unscanned"); p.Present() {
+		l := p.List()
+		v.Unscanned = make([]int64, l.Len())
+		for i := range v.Unscanned {
+			v.Unscanned[i] = l.At(i).Int(64)
+		}
+	}
+	if p := m.Required("dirty"); p.Present() {
+		l := p.List()
+		v.Dirty = make([]int64, l.Len())
+		for i := range v.Dirty {
+			v.Dirty[i] = l.At(i).Int(64)
+		}
+	}
+	if p := m.Required("dirty-zero"); p.Present() {
+		l := p.List()
+		v.DirtyZero = make([]int64, l.Len())
+		for i := range v.DirtyZero {
+			v.DirtyZero[i] = l.At(i).Int(64)
+		}
+	}
+	if p := m.Required("in-flight"); p.Present() {
+		l := p.List()
+		v.InFlight = make([]int64, l.Len())
+		for i := range v.InFlight {
+			v.InFlight[i] = l.At(i).Int(64)
+		}
+	}
+	if p := m.Required("copied"); p.Present() {
+		l := p.List()
+		v.Copied = make([]int64, l.Len())
+		for i := range v.Copied {
+			v.Copied[i] = l.At(i).Int(64)
+		}
+	}
+	if p := m.Required("zero"); p.Present() {
+		l := p.List()
+		v.Zero = make([]int64, l.Len())
+		for i := range v.Zero {
+			v.Zero[i] = l.At(i).Int(64)
+		}
+	}
+}
+
+// EncodeQMP writes v.
+func (v *BlockGraphEdge) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockGraphEdge) encodeMembers(e *qmp.Encoder) {
+	e.Key("user")
+	e.String(string(v.User))
+	e.Key("name")
+	e.String(v.Name)
+	e.Key("role")
+	e.String(v.Role)
+	e.Key("node-name")
+	e.String(v.NodeName)
+}
+
+// DecodeQMP fills v.
+func (v *BlockGraphEdge) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockGraphEdge) decodeMembers(m *qmp.Members) {
+	v.User = qmp.DecodeEnum[BlockGraphUser](m.Required("user"))
+	v.Name = m.Required("name").Text()
+	v.Role = m.Required("role").Text()
+	v.NodeName = m.Required("node-name").Text()
+}
+
+// EncodeQMP writes v.
+func (v *BlockExportClient) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *BlockExportClient) encodeMembers(e *qmp.Encoder) {
+	e.Key("id")
+	e.String(v.ID)
+	if v.Address != nil {
+		e.Key("address")
+		e.String(*v.Address)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *BlockExportClient) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *BlockExportClient) decodeMembers(m *qmp.Members) {
+	v.ID = m.Required("id").Text()
+	if p := m.Optional("address"); p.Present() {
+		v.Address = new(p.Text())
+	}
+}
+
+// EncodeQMP writes v.
 func (v *BlockdevOptionsGenericCOWFormat) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -6322,6 +6500,50 @@ func (v *QOMSetArguments) decodeMembers(m *qmp.Members) {
 	v.Path = m.Required("path").Text()
 	v.Property = m.Required("property").Text()
 	v.Value = m.Required("value").Value()
+}
+
+// EncodeQMP writes v.
+func (v *XQueryMirrorMapArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *XQueryMirrorMapArguments) encodeMembers(e *qmp.Encoder) {
+	e.Key("id")
+	e.String(v.ID)
+	if v.Offset != nil {
+		e.Key("offset")
+		e.Int(*v.Offset)
+	}
+	if v.Length != nil {
+		e.Key("length")
+		e.Int(*v.Length)
+	}
+	if v.Cells != nil {
+		e.Key("cells")
+		e.Int(*v.Cells)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *XQueryMirrorMapArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *XQueryMirrorMapArguments) decodeMembers(m *qmp.Members) {
+	v.ID = m.Required("id").Text()
+	if p := m.Optional("offset"); p.Present() {
+		v.Offset = new(p.Int(64))
+	}
+	if p := m.Optional("length"); p.Present() {
+		v.Length = new(p.Int(64))
+	}
+	if p := m.Optional("cells"); p.Present() {
+		v.Cells = new(p.Int(64))
+	}
 }
 
 // EncodeQMP writes v.

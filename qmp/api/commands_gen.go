@@ -161,6 +161,17 @@ type Commands interface {
 	// QOMSet is qom-set. Changes a property of an object.
 	QOMSet(ctx context.Context, args *QOMSetArguments) error
 
+	// XQueryMirrorMap is x-query-mirror-map. Returns the map of the disk that a job of type mirror or commit copies.  On
+	// a large disk each cell is right for the moment in which it was counted.
+	XQueryMirrorMap(ctx context.Context, args *XQueryMirrorMapArguments) (MirrorMap, error)
+
+	// XQueryBlockGraph is x-query-block-graph. Returns who uses which node, targets of mirrors and nodes without a name of
+	// their own included.
+	XQueryBlockGraph(ctx context.Context) ([]BlockGraphEdge, error)
+
+	// XQueryExportClients is x-query-export-clients. Returns the clients of all exports.
+	XQueryExportClients(ctx context.Context) ([]BlockExportClient, error)
+
 	// QueryNamedBlockNodes is query-named-block-nodes. Returns all nodes, the newest first.
 	QueryNamedBlockNodes(ctx context.Context, args *QueryNamedBlockNodesArguments) ([]BlockDeviceInfo, error)
 
@@ -510,6 +521,34 @@ func Dispatch(ctx context.Context, impl Commands, name string, args *qmp.Object)
 			return nil, err
 		}
 		return nil, impl.QOMSet(ctx, &a)
+	case "x-query-mirror-map":
+		var a XQueryMirrorMapArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		r, err := impl.XQueryMirrorMap(ctx, &a)
+		if err != nil {
+			return nil, err
+		}
+		return &r, nil
+	case "x-query-block-graph":
+		if err := noArguments(args); err != nil {
+			return nil, err
+		}
+		r, err := impl.XQueryBlockGraph(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return list[BlockGraphEdge, *BlockGraphEdge](r), nil
+	case "x-query-export-clients":
+		if err := noArguments(args); err != nil {
+			return nil, err
+		}
+		r, err := impl.XQueryExportClients(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return list[BlockExportClient, *BlockExportClient](r), nil
 	case "query-named-block-nodes":
 		var a QueryNamedBlockNodesArguments
 		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
@@ -632,6 +671,9 @@ var commandNames = []string{
 	"qom-list",
 	"qom-get",
 	"qom-set",
+	"x-query-mirror-map",
+	"x-query-block-graph",
+	"x-query-export-clients",
 	"query-named-block-nodes",
 	"query-block",
 	"query-blockstats",

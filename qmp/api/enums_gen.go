@@ -819,6 +819,29 @@ func (v ObjectType) Valid() bool {
 	return false
 }
 
+// BlockGraphUser: What uses a node.
+type BlockGraphUser string
+
+// Values of BlockGraphUser.
+const (
+	BlockGraphUserNode   BlockGraphUser = "node"   // a node above it
+	BlockGraphUserExport BlockGraphUser = "export" // an export
+	BlockGraphUserJob    BlockGraphUser = "job"    // a job
+	BlockGraphUserOther  BlockGraphUser = "other"  // something else that the daemon does
+)
+
+// Valid tells whether v is one of the values.
+func (v BlockGraphUser) Valid() bool {
+	switch v {
+	case BlockGraphUserNode,
+		BlockGraphUserExport,
+		BlockGraphUserJob,
+		BlockGraphUserOther:
+		return true
+	}
+	return false
+}
+
 // Qcow2OverlapCheckMode: How much a qcow2 node looks for writes that would hit its own tables.
 type Qcow2OverlapCheckMode string
 

@@ -1191,6 +1191,71 @@ func (v ObjectPropertyInfo) MarshalJSON() ([]byte, error) { return qmp.Encode(&v
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *ObjectPropertyInfo) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// MirrorMap: Which parts of a disk a mirror has copied.  The disk, or a range of it, is
+// cut into cells of the same length.  For each cell there is one number in
+// each of the lists: how many chunks of it are in that state.  A chunk is in
+// one state only.
+type MirrorMap struct {
+	// length of the disk in bytes
+	Size int64
+	// length of a chunk in bytes
+	Granularity int64
+	// where the first cell begins, in bytes
+	Offset int64
+	// length of a cell in bytes; the last one may be shorter
+	CellSize int64
+	// the source was not looked at there yet
+	Unscanned []int64
+	// must be copied
+	Dirty []int64
+	// must be copied; until then the target reads as zeroes
+	DirtyZero []int64
+	// somebody works on them: the copy, a comparison, or a guest that writes to both disks
+	InFlight []int64
+	// in step, with data, or not part of what the job copies
+	Copied []int64
+	// in step, both disks read as zeroes
+	Zero []int64
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v MirrorMap) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *MirrorMap) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockGraphEdge: One use of a node.
+type BlockGraphEdge struct {
+	// what uses it
+	User BlockGraphUser
+	// name of the node above, id of the export or of the job
+	Name string
+	// of the node in the eyes of the one above; root for an export or a job
+	Role string
+	// the node that is used
+	NodeName string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockGraphEdge) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockGraphEdge) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// BlockExportClient: A client of an export.
+type BlockExportClient struct {
+	// id of the export
+	ID string
+	// where the client comes from; absent for a local socket
+	Address *string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v BlockExportClient) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *BlockExportClient) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // BlockdevOptionsGenericCOWFormat: Options of formats whose images may have a backing image.
 type BlockdevOptionsGenericCOWFormat struct {
 	BlockdevOptionsGenericFormat
@@ -2703,6 +2768,26 @@ func (v QOMSetArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), 
 
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *QOMSetArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// XQueryMirrorMapArguments are the arguments of a command.
+// Returns the map of the disk that a job of type mirror or commit copies.  On
+// a large disk each cell is right for the moment in which it was counted.
+type XQueryMirrorMapArguments struct {
+	// id of the job
+	ID string
+	// where the range begins, in bytes (default: 0)
+	Offset *int64
+	// its length in bytes (default: up to the end of the disk)
+	Length *int64
+	// most cells to answer with, from 1 to 4096 (default: 1024)
+	Cells *int64
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v XQueryMirrorMapArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *XQueryMirrorMapArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockImageCorruptedEvent: An image turned out not to be in order.  Sent once for each time that it
 // is opened.
