@@ -42,6 +42,11 @@ type Server struct {
 	cancel context.CancelFunc
 	addr   net.Addr
 	work   sync.WaitGroup
+
+	board   *board
+	monitor *monitor
+	streams chan struct{} // one token per stream
+	token   token         // with --web-control
 }
 
 // New makes a server that does not listen yet.
@@ -49,7 +54,12 @@ func New(c Config) (*Server, error) {
 	if err := c.Check(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: c, mux: http.NewServeMux()}
+	s := &Server{config: c, mux: http.NewServeMux(), board: newBoard(), monitor: newMonitor(), streams: make(chan struct{}, maxStreams)}
+	if err := s.addPage(); err != nil {
+		return nil, err
+	}
+	s.Handle("GET /api/stream", http.HandlerFunc(s.serveStream))
+	s.Handle("POST /api/control", http.HandlerFunc(s.serveControl))
 	return s, nil
 }
 
@@ -62,6 +72,15 @@ func (s *Server) Start() error {
 	if err != nil {
 		return err
 	}
+	if s.config.Control {
+		var text string
+		if s.token, text, err = readToken(s.config.Token); err != nil {
+			return errors.Join(err, l.Close())
+		}
+		if text != "" {
+			s.config.Log.WithField("token", text).Warn("web page: this token controls jobs; --web-token keeps it in a file instead")
+		}
+	}
 	s.addr = l.Addr()
 	s.hosts = newHosts(&s.config.Options, l.Addr())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -72,6 +91,7 @@ func (s *Server) Start() error {
 		ReadHeaderTimeout: headerTime, WriteTimeout: replyTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
 		ErrorLog: log.New(warner{s.config.Log}, "", 0),
 	}
+	s.work.Go(func() { s.sample(ctx) })
 	s.work.Go(func() {
 		if err := s.http.Serve(newBounded(l, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
 			s.config.Log.WithField("err", err).Error("web page ended")
