@@ -18,8 +18,8 @@ const (
 	latencyUnit = 64 * time.Nanosecond
 	// Each request moves the estimate by one part in latencyPart of what it differs.
 	latencyPart = 16
-	// The estimate lies so many mean excesses above the mean: about one request in twenty to a hundred takes longer.
-	latencyExcesses = 4
+	// The estimate lies so many mean excesses above the mean: about one request in twenty-five to a hundred takes longer.
+	latencyExcesses = 8
 
 	// How often the speed is decided about.
 	brakeEvery = 100 * time.Millisecond
