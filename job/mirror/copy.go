@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/job/digest"
 )
 
 // How many copies are in flight at first: one while the kernel copies, which does one after the other to the same file.
@@ -33,9 +34,11 @@ type result struct {
 	marked               bool  // the claim is, until it is given up
 
 	// Of a comparison.
-	verify bool
-	at     int64  // how far it came
-	differ []span // sectors
+	verify   bool
+	at       int64          // how far it came
+	compared int64          // bytes up to there
+	differ   []span         // sectors
+	leaves   *digest.Leaves // nil without digests
 }
 
 // copy carries out a claim of the copy: data is read and written, zeroes are written where the target has something else.

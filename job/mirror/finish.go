@@ -36,20 +36,17 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 		return false, nil // nobody makes it dirty again
 	case l.futile && rest > 0 && !hungry:
 		return false, nil // guests would be drained for nothing
-	case l.pending:
-		if !m.job.FinalizeWanted() {
-			return false, nil
-		}
+	case l.pending && l.final && l.summed:
 		return true, l.complete(ctx)
-	case complete && m.job.AutoFinalize():
-		if max(rest, unverified) > l.finalRest() || l.inFlight > 0 {
+	case l.final && l.summed && !l.pending:
+		if rest > l.finalRest() || unverified > l.verifyRestMost() || l.inFlight > 0 {
 			return false, nil
 		}
 		return true, l.complete(ctx)
 	case hungry:
 		l.starved = time.Time{}
 		return true, l.drained(ctx, func(*block.Tx) error { return l.copyRest(ctx) })
-	case !caughtUp || l.inFlight > 0:
+	case !caughtUp || l.inFlight > 0 || l.pending:
 		return false, nil
 	case !m.job.IsReady():
 		if ok, err := l.flush(ctx); err != nil || !ok {
@@ -62,7 +59,7 @@ func (l *loop) advance(ctx context.Context, complete bool) (again bool, err erro
 		m.beginVerify()
 		m.job.Ready()
 		return true, nil
-	case complete && unverified <= l.finalRest():
+	case complete && !l.final && unverified <= l.verifyRestMost():
 		if ok, err := l.flush(ctx); err != nil || !ok {
 			return true, err
 		}

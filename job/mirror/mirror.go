@@ -54,12 +54,15 @@ type Options struct {
 	Offload        Offload
 	Auto           bool             // begin with Mode, and change it as the job sees fit
 	OnModeChange   func(ModeChange) // told of changes by an Auto job; called from the job's goroutine; may be nil
-	// Verify has the job compare source and target when it is ready, and complete when they were found equal. The two are called
-	// from the job's goroutine, and may be nil: OnDifference is told where they differed, and OnVerified, when all was compared, how
-	// many bytes did.
+	// Verify has the job compare source and target when it is ready, and complete when they were found equal. With Digest it knows
+	// then what the digest of both is. The three are called from the job's goroutine, and may be nil: OnDifference is told where they
+	// differed, OnVerified, whenever all was compared, how many bytes did, and OnDigest, when the job has completed, the digest or why
+	// there is none.
 	Verify       bool
+	Digest       bool
 	OnDifference func(Difference)
 	OnVerified   func(differing int64)
+	OnDigest     func(Digest)
 	// OnPivot is called just before the users of the source are given the target, with all of them drained and the target
 	// flushed. It may be nil.
 	OnPivot func(ctx context.Context, tx *block.Tx) error
@@ -177,8 +180,8 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, opts Opt
 	if err != nil {
 		return nil, &block.Error{Kind: block.KindNoMemory, Op: block.OpGraph, Err: err}
 	}
-	if opts.Verify {
-		m.planner.verify = newVerification(m.planner)
+	if opts.comparable() {
+		m.planner.verify = &verification{digests: opts.Digest}
 	}
 	m.piece = min(pieceSize, opts.BufSize+opts.Granularity-1)
 	if chunk := m.planner.d.Granularity(); m.planner.whole != nil {
@@ -273,8 +276,13 @@ func (o *Options) check(graph *block.Graph) error {
 		return invalid("Cannot replace '%s' by a node mirrored from '%s', because it cannot be guaranteed that doing so "+
 			"would not lead to an abrupt change of visible data", o.Replaces.Name(), o.Source.Name())
 	}
-	if o.Verify && (o.Sync != SyncFull || o.Commit != CommitNot) {
+	if o.Verify && !o.comparable() {
 		return invalid("Parameter 'x-verify' needs sync mode 'full': the target is not meant to be equal to the source otherwise")
+	}
+	if o.Digest {
+		if err := o.checkDigest(); err != nil {
+			return err
+		}
 	}
 	if (o.Bitmap != nil) != (o.Sync == SyncBitmap) {
 		return invalid("Parameter 'bitmap' and the sync modes 'bitmap' and 'incremental' need each other")
@@ -294,6 +302,9 @@ func (o *Options) check(graph *block.Graph) error {
 	}
 	return nil
 }
+
+// comparable says whether the target is meant to be equal to the source.
+func (o *Options) comparable() bool { return o.Sync == SyncFull && o.Commit == CommitNot }
 
 // kind is the type of the job.
 func (o *Options) kind() string {

@@ -209,11 +209,13 @@ func (p *planner) trimZero(o *op, off, end int64) []span {
 // endGuest takes the results of a guest's write, which the guest gets next. It returns how many bytes count as done, and
 // whether there is more to copy than before.
 func (p *planner) endGuest(o *op, sourceFailed, targetFailed bool) (done int64, dirtied bool) {
+	if o.bypass {
+		return 0, false
+	}
 	n := o.end - o.off
 	chunks := p.d.Outward(o.off, n)
+	p.verify.changed(o.off, n)
 	switch {
-	case o.bypass:
-		return 0, false
 	case o.mode == Background:
 		p.writers--
 		p.verify.discharge(o)
@@ -367,6 +369,7 @@ func (p *planner) copyZero(o *op, off, end int64) (write bool) {
 // endCopy takes the result of a copy.
 func (p *planner) endCopy(o *op, sourceFailed, targetFailed bool) {
 	p.wrote(o)
+	p.verify.changed(o.off, o.end-o.off)
 	chunks := p.d.Outward(o.off, o.end-o.off)
 	if sourceFailed || targetFailed {
 		p.d.Set(chunks)

@@ -50,6 +50,9 @@ func (m *Mirror) Run(ctx context.Context, _ *job.Job) error {
 	}
 	l.settleAll()
 	m.tell(time.Now(), true)
+	if err == nil {
+		m.sumUp()
+	}
 	return err
 }
 
@@ -93,6 +96,9 @@ type loop struct {
 	step     int64         // most bytes of a copy while the target recovers from silence; 0 for no limit but those of all times
 	epoch    uint64        // of the planner, when step was set
 	unfound  time.Time     // nothing can be compared before
+	final    bool          // the job is to end, and not to become pending only
+	summed   bool          // the digest of the disks does not keep it from that
+	chase    chase
 	meter    meter
 	steering steering
 }
@@ -115,6 +121,8 @@ func (l *loop) turn(ctx context.Context) error {
 		l.sleep(ctx, sample, back)
 		return nil
 	}
+	l.final = (complete || l.pending) && l.m.job.FinalizeWanted()
+	l.summed = l.seek(l.final)
 	wait, err := l.dispatch(ctx, complete)
 	if err != nil {
 		return err
@@ -330,6 +338,7 @@ func (l *loop) ended(r result) {
 	if l.inFlight == 0 {
 		l.m.job.SetBusy(false)
 	}
+	l.chase.done += r.compared
 	now := time.Now()
 	l.spend(r.data-r.claimed, now)
 	l.crew.Done(r.data, now)

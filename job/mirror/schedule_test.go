@@ -20,6 +20,7 @@ import (
 	"github.com/blkmirror/blkmirror/block/blocktest"
 	"github.com/blkmirror/blkmirror/block/budget"
 	"github.com/blkmirror/blkmirror/job"
+	"github.com/blkmirror/blkmirror/job/digest/digesttest"
 )
 
 var (
@@ -51,15 +52,15 @@ func TestSchedules(t *testing.T) {
 
 // tally counts, so that one can see that the schedules reach what they are to test.
 type tally struct {
-	jobs, completed, soft, cancelled, failed, ready, audits, synced, requests, faults, quiet, durable, offloaded, silences, verified atomic.Int64
+	jobs, completed, soft, cancelled, failed, ready, audits, synced, requests, faults, quiet, durable, offloaded, silences, verified, digests, undigested, again atomic.Int64
 	networked
 }
 
 func (c *tally) String() string {
 	return fmt.Sprintf("%d jobs (%d ready, %d completed, %d left softly, %d cancelled, %d failed), %d requests, %d failed requests of jobs, "+
-		"%d audits (%d in sync), %d quiet, %d durable, %d bytes offloaded, silent %d times, %d verified, %v", c.jobs.Load(), c.ready.Load(), c.completed.Load(), c.soft.Load(), c.cancelled.Load(),
+		"%d audits (%d in sync), %d quiet, %d durable, %d bytes offloaded, silent %d times, %d verified (%d times again), %d digests and %d missing, %v", c.jobs.Load(), c.ready.Load(), c.completed.Load(), c.soft.Load(), c.cancelled.Load(),
 		c.failed.Load(), c.requests.Load(), c.faults.Load(), c.audits.Load(), c.synced.Load(), c.quiet.Load(), c.durable.Load(),
-		c.offloaded.Load(), c.silences.Load(), c.verified.Load(), &c.networked)
+		c.offloaded.Load(), c.silences.Load(), c.verified.Load(), c.again.Load(), c.digests.Load(), c.undigested.Load(), &c.networked)
 }
 
 // schedule is one run.
@@ -86,7 +87,8 @@ type schedule struct {
 	mu       sync.Mutex
 	mirrored bool // the guest stands on a mirror
 	pivots   int
-	partial  bool // the mirror does not copy everything
+	content  []byte // of the disks
+	partial  bool   // the mirror does not copy everything
 	wrong    error
 	left     *disk // what guests use no more
 	leftAt   int   // its changes then
@@ -107,7 +109,7 @@ func newSchedule(t *testing.T, seed uint64, total *tally) *schedule {
 	r := s.rand(1)
 	s.audit = s.rand(2)
 	s.size = (32<<10 + r.Int64N(224<<10)) &^ 511
-	if chance(r, 5) {
+	if chance(r, 10) {
 		s.size = (512<<10 + r.Int64N(7<<20)) &^ 511
 	}
 	s.faulty = chance(r, 50)
@@ -428,9 +430,13 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 	s.mend(o.TargetIsZero || chance(r, 50))
 	o.TargetIsZero = o.TargetIsZero && block.IsZero(s.target.Bytes())
 	o.Offload = one(r, OffloadAuto, OffloadAuto, OffloadRange, OffloadOff)
-	if o.Verify = o.Sync == SyncFull && chance(r, 50); o.Verify {
-		o.OnDifference = func(d Difference) { s.problem("a difference that is none: %+v; %+v", d, o) }
-		o.OnVerified = func(int64) { s.total.verified.Add(1) }
+	o.Verify = o.Sync == SyncFull && chance(r, 50)
+	o.OnDifference = func(d Difference) { s.problem("a difference that is none: %+v; %+v", d, o) }
+	o.OnVerified = func(int64) { s.total.verified.Add(1) }
+	var told []Digest
+	if o.Digest = o.Verify && chance(r, 60); o.Digest {
+		digestRest = one[int64](r, 0, mib, 16*mib) // leaves may wait for guests
+		o.OnDigest = func(d Digest) { told = append(told, d) }
 	}
 	s.setScope(&o)
 	s.mu.Lock()
@@ -457,6 +463,7 @@ func (s *schedule) mirror(r *rand.Rand, number int, alone bool) {
 	close(a.done)
 	a.wait.Wait()
 	a.judge()
+	a.judgeDigest(told)
 }
 
 // bitmap lets guests write for a while beside a bitmap of the source.
@@ -535,6 +542,7 @@ func (s *schedule) permissionsChanged() {
 	if s.mirrored && !now {
 		s.pivots++
 		s.wrong = nil
+		s.content = s.source.Bytes()
 		if net := s.target.net; net != nil {
 			net.settle(0, s.size)
 		}
@@ -646,7 +654,7 @@ func (a *actors) verb(r *rand.Rand) {
 	}
 	a.asked.Lock()
 	defer a.asked.Unlock()
-	switch r.IntN(22) {
+	switch r.IntN(24) {
 	case 0, 1, 2:
 		_ = j.Pause(after)
 	case 3, 4, 5, 6:
@@ -673,6 +681,10 @@ func (a *actors) verb(r *rand.Rand) {
 		}
 	case 20, 21:
 		_ = j.Dismiss()
+	case 22, 23:
+		if a.m.Verify() == nil {
+			a.total.again.Add(1)
+		}
 	}
 }
 
@@ -904,6 +916,24 @@ func (a *actors) judge() {
 		a.problem("the job ended with %v, but the guest uses '%s'", err, a.guest.Node().Name())
 	}
 	a.total.faults.Add(int64(a.events.failures()))
+}
+
+// judgeDigest says whether the digest of a job that ended well is that of both disks at that moment.
+func (a *actors) judgeDigest(told []Digest) {
+	ok := a.m.job.Err() == nil && a.o.Digest
+	switch {
+	case ok && len(told) != 1, !ok && len(told) > 0:
+		a.problem("%d digests were told: %+v; %+v", len(told), told, a.o)
+	case ok && told[0] != a.m.State().Proof.Digest:
+		a.problem("digest %+v was told, and %+v is shown", told[0], a.m.State().Proof.Digest)
+	case ok && told[0].Sum == "" && told[0].Why != "":
+		a.total.undigested.Add(1)
+	case ok:
+		a.total.digests.Add(1)
+		if want := digesttest.Plain(a.content); told[0].Sum != want || told[0].Why != "" {
+			a.problem("the digest is %+v, and should be %s; %+v", told[0], want, a.o)
+		}
+	}
 }
 
 // ---- The auditor

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/job/digest"
 )
 
 // A mirror that verifies compares its disks once over, from when it is ready, while guests write. A piece is claimed as a copy
@@ -36,22 +37,23 @@ type Difference struct {
 // Proof is how far the comparison is.
 type Proof struct {
 	On        bool
-	Verified  int64 // bytes that were found equal, or are equal again
-	Left      int64 // bytes that are to be compared still
-	Differing int64 // bytes of the sectors that differed
+	Verified  int64  // bytes that were found equal, or are equal again
+	Left      int64  // bytes that are to be compared still
+	Differing int64  // bytes of the sectors that differed
+	Digest    Digest // once the job has completed
 }
 
 // proofLocked is a snapshot.
 func (m *Mirror) proofLocked() Proof {
 	v := m.planner.verify
-	if v == nil {
+	if v == nil || !m.opts.Verify && !v.begun {
 		return Proof{}
 	}
-	p := Proof{On: true, Left: v.todo.SetBytes(), Differing: v.differing}
+	p := Proof{On: true, Left: max(m.planner.unverified(), m.planner.staleBytes()), Differing: v.differing, Digest: m.proof.digest}
 	if !v.begun {
-		p.Left = v.todo.Size()
+		p.Left = m.planner.d.Size()
 	}
-	p.Verified = v.todo.Size() - p.Left
+	p.Verified = m.planner.d.Size() - p.Left
 	return p
 }
 
@@ -59,15 +61,39 @@ func (m *Mirror) proofLocked() Proof {
 func (m *Mirror) beginVerify() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.planner.verify != nil {
+	if m.opts.Verify {
 		m.planner.beginVerify()
 	}
 }
 
-func (m *Mirror) unverified() int64 {
+// Verify has a job that is ready compare its disks once over, from now on.
+func (m *Mirror) Verify() error {
+	if err := m.job.AllowChange(); err != nil {
+		return err
+	}
+	complete, _ := m.job.CompleteWanted()
+	switch {
+	case m.planner.verify == nil:
+		return invalid("Job '%s' cannot compare its disks: they are meant to be equal with sync mode 'full' alone", m.opts.JobID)
+	case complete || !m.job.IsReady():
+		return invalid("Job '%s' compares its disks only while it is ready, and not about to complete", m.opts.JobID)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.planner.unverified()
+	if m.planner.verify.begun && !m.proof.finished {
+		return invalid("Job '%s' compares its disks already, and has %d bytes left", m.opts.JobID, m.planner.unverified())
+	}
+	m.planner.beginVerify()
+	m.proof.finished = false
+	m.job.Poke()
+	return nil
+}
+
+// wanted says whether there is something to compare.
+func (m *Mirror) wanted() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.planner.verify.wanted() != nil
 }
 
 // ---- The loop
@@ -82,7 +108,7 @@ func (l *loop) verify(ctx context.Context, wait time.Duration) (time.Duration, e
 		}
 		return min(wait, d)
 	}
-	for m.unverified() > 0 && l.inFlight < l.workers() {
+	for m.wanted() && l.inFlight < l.workers() {
 		now := time.Now()
 		if hold := max(l.slack(now), l.notYet.Sub(now), l.unfound.Sub(now)); hold > 0 {
 			return within(hold), nil
@@ -96,6 +122,7 @@ func (l *loop) verify(ctx context.Context, wait time.Duration) (time.Duration, e
 		}
 		if !started {
 			l.unfound = now.Add(verifyAgain)
+			l.chase.misses++
 		}
 	}
 	return wait, nil
@@ -153,6 +180,12 @@ func (l *loop) verifyRest(ctx context.Context) (equal bool, err error) {
 	if m.planner.verify == nil {
 		return true, nil
 	}
+	m.mu.Lock()
+	unverified := m.planner.unverified()
+	m.mu.Unlock()
+	if unverified > l.verifyRestMost() || !l.seek(true) {
+		return false, errAgain // more was copied than can be compared now, or another pass has begun
+	}
 	l.troubled = false
 	defer l.spare()
 	for {
@@ -170,17 +203,25 @@ func (l *loop) verifyRest(ctx context.Context) (equal bool, err error) {
 		}
 		m.mu.Lock()
 		trouble := m.failed != nil || l.troubled || m.planner.silent
-		dirty, left := m.planner.d.Len(), m.planner.unverified()
+		dirty, left := m.planner.d.Len(), m.planner.verify.wanted() != nil
 		m.mu.Unlock()
 		switch {
 		case trouble:
 			return false, errAgain
 		case dirty > 0:
 			return false, nil
-		case left == 0:
+		case !left:
 			return true, nil
 		}
 	}
+}
+
+// verifyRestMost is how much of a pass is left to be done with guests drained.
+func (l *loop) verifyRestMost() int64 {
+	if l.m.opts.Digest && l.step == 0 {
+		return digestRest
+	}
+	return l.finalRest()
 }
 
 // ---- One comparison
@@ -190,13 +231,20 @@ func (m *Mirror) verify(ctx context.Context, o *op, memory int64) result {
 	r := result{o: o, verify: true, claimed: o.end - o.off, at: o.off}
 	target := m.given(o.epoch)
 	most := max(m.piece, m.planner.d.Granularity())
-	for r.at < o.end && r.data < most { // what was taken for a hole may be long
+	if m.opts.Digest {
+		r.leaves = digest.NewLeaves(r.claimed)
+	}
+	for r.at < o.end && (r.data < most || r.leaves != nil && r.at%digest.LeafSize != 0) { // what was taken for a hole may be long
 		n, zero := m.verifyStatus(ctx, target, &r)
 		if r.sourceErr != nil || r.targetErr != nil {
 			return r
 		}
 		if zero {
-			r.at += min(n, o.end-r.at)
+			n = min(n, o.end-r.at)
+			if r.leaves != nil {
+				r.leaves.Zeroes(n)
+			}
+			r.at += n
 			continue
 		}
 		n = min(max(n, zeroUnit), m.piece, memory/2, o.end-r.at)
@@ -248,7 +296,13 @@ func (m *Mirror) verifyData(ctx, target context.Context, n int64, r *result) {
 	if r.sourceErr = m.filter.source.ReadAt(ctx, a.B, r.at); r.sourceErr != nil {
 		return
 	}
-	if r.targetErr = m.filter.target.ReadAt(target, b.B, r.at); r.targetErr != nil || bytes.Equal(a.B, b.B) {
+	if r.targetErr = m.filter.target.ReadAt(target, b.B, r.at); r.targetErr != nil {
+		return
+	}
+	if r.leaves != nil {
+		r.leaves.Data(a.B)
+	}
+	if bytes.Equal(a.B, b.B) {
 		return
 	}
 	for at := int64(0); at < n; {
@@ -270,7 +324,12 @@ func (m *Mirror) settleVerify(r *result) {
 	case r.targetErr != nil:
 		m.failLocked(failure{false, r.off, r.len, r.targetErr})
 	default:
-		told, again := m.planner.endVerify(r.o, r.at, r.differ)
+		r.compared = r.at - r.o.off
+		var leaves []digest.Hash
+		if r.leaves != nil {
+			leaves = r.leaves.Done()
+		}
+		told, again := m.planner.endVerify(r.o, r.at, r.differ, leaves)
 		if len(r.differ) > 0 {
 			m.keeper.lostLocked()
 		}
@@ -297,6 +356,7 @@ type proof struct {
 	untold   []Difference
 	next     time.Time // when the next differences may be told
 	finished bool      // it was told that the comparison is over
+	digest   Digest    // once the job has completed
 }
 
 // note keeps a difference to be told.
@@ -329,9 +389,10 @@ func (m *Mirror) tell(now time.Time, last bool) time.Duration {
 	if len(untold) > 0 {
 		p.next = now.Add(tellEvery)
 	}
-	over := m.planner.verify.begun && m.planner.unverified() == 0 && !p.finished
+	v := m.planner.verify
+	over := v.begun && v.todo.Len() == 0 && !p.finished
 	p.finished = p.finished || over
-	differing := m.planner.verify.differing
+	differing := v.differing
 	m.mu.Unlock()
 	for _, d := range untold {
 		if m.opts.OnDifference != nil {

@@ -339,7 +339,7 @@ func TestPlannerVerify(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			b := newBench(t, c.mode)
-			b.verify = newVerification(b.planner)
+			b.verify = &verification{}
 			b.beginVerify()
 			if c.before != nil {
 				c.before(b)
@@ -357,7 +357,7 @@ func TestPlannerVerify(t *testing.T) {
 			if differ == nil {
 				differ = []span{{chunk, 2 * chunk}}
 			}
-			found, _ := b.endVerify(o, o.end, differ)
+			found, _ := b.endVerify(o, o.end, differ, nil)
 			b.release(o)
 			b.expect("what is told", fmt.Sprint(found), c.told)
 			b.expect("D", chunks(b.d), c.d)

@@ -6,41 +6,83 @@ import (
 	"slices"
 
 	"github.com/blkmirror/blkmirror/block/bitmap"
+	"github.com/blkmirror/blkmirror/job/digest"
 )
 
-// verification is what a planner that compares the disks knows of that.
+// verification is what a planner knows of comparing the disks. Any mirror that copies all of its source has one, since it may be
+// asked to compare at any time.
 type verification struct {
-	todo   *bitmap.Bitmap // V: chunks that are to be compared; none before the pass begins
-	mended *bitmap.Bitmap // chunks that were found to differ, and copied again for that
+	begun  bool           // there was a pass over the disk, or is one
+	todo   *bitmap.Bitmap // V: pieces that the pass has to compare still
+	mended *bitmap.Bitmap // chunks that were found to differ in this pass, and copied again for that
 
 	// loose are guests' writes under way that began in background mode: they hold no claims.
 	loose []*op
 
-	begun     bool
-	cursor    int64 // chunk at which the comparison goes on
+	cursor    int64 // piece at which the comparison goes on
 	wholePass bool  // the search began at the start of the disk and found nothing yet
-	differing int64 // bytes of sectors that differed
+	differing int64 // bytes of sectors that differed in this pass
+
+	// With digests, pieces are the leaves of the disk's digest.
+	digests bool
+	leaves  []digest.Hash  // of both disks, as they were when they were found equal there
+	stale   *bitmap.Bitmap // S: leaves that may be others by now
+	seeking bool           // they are compared, too: the job is to complete
 }
 
-func newVerification(p *planner) *verification {
-	v := &verification{}
-	v.todo, _ = bitmap.New(p.d.Size(), p.d.Granularity())
-	v.mended, _ = bitmap.New(p.d.Size(), p.d.Granularity())
-	return v
-}
-
-// beginVerify begins the pass over the disk.
+// beginVerify begins a pass over the disk.
 func (p *planner) beginVerify() {
-	p.verify.todo.Set(p.verify.todo.All())
-	p.verify.begun = true
+	v := p.verify
+	if !v.begun {
+		v.todo, _ = bitmap.New(p.d.Size(), p.d.Granularity())
+		v.mended, _ = bitmap.New(p.d.Size(), p.d.Granularity())
+		if v.digests {
+			v.todo, _ = bitmap.New(p.d.Size(), digest.LeafSize)
+			v.stale, _ = bitmap.New(p.d.Size(), digest.LeafSize)
+			v.leaves = make([]digest.Hash, v.stale.All().End)
+		}
+	}
+	v.begun, v.differing = true, 0
+	v.mended.Clear(v.mended.All())
+	v.todo.Set(v.todo.All())
+	if v.stale != nil {
+		v.stale.Set(v.stale.All())
+	}
 }
 
-// unverified is how many bytes are to be compared still.
+// unverified is how many bytes the pass has to compare still.
 func (p *planner) unverified() int64 {
-	if p.verify == nil {
+	if p.verify == nil || !p.verify.begun {
 		return 0
 	}
 	return p.verify.todo.SetBytes()
+}
+
+// staleBytes is how many bytes have to be compared before the digest of the disks is known, if it is wanted now.
+func (p *planner) staleBytes() int64 {
+	if p.verify == nil || !p.verify.seeking {
+		return 0
+	}
+	return p.verify.stale.SetBytes()
+}
+
+// wanted are the pieces that are to be compared now; nil if there are none.
+func (v *verification) wanted() *bitmap.Bitmap {
+	switch {
+	case v == nil || !v.begun:
+	case v.seeking && v.stale.Len() > 0:
+		return v.stale
+	case v.todo.Len() > 0:
+		return v.todo
+	}
+	return nil
+}
+
+// changed notes that a range of either disk was written.
+func (v *verification) changed(off, n int64) {
+	if v != nil && v.stale != nil {
+		v.stale.Set(v.stale.Outward(off, n))
+	}
 }
 
 // enlist notes that a guest's write of background mode begins, and discharge that it is over.
@@ -76,14 +118,15 @@ func (p *planner) busyFrom(off, end int64) *op {
 	return claim
 }
 
-// nextVerify claims the next piece to compare: whole chunks, of at most limit bytes, that are clean and that nobody works on.
-// hint is an extent that is believed to be zero on both sides; a piece inside it may have hintLimit bytes.
+// nextVerify claims what is to be compared next: whole pieces, of at most limit bytes if that is one, that are clean and that nobody
+// works on. hint is an extent that is believed to be zero on both sides; a claim inside it may have hintLimit bytes.
 func (p *planner) nextVerify(o *op, limit int64, hint span, hintLimit int64) found {
 	v := p.verify
-	if v.todo.Len() == 0 || p.silent {
+	set := v.wanted()
+	if set == nil || p.silent {
 		return foundNone
 	}
-	all := p.d.All().End
+	all, piece := set.All().End, set.Granularity()
 	if v.cursor >= all {
 		nothing := v.wholePass
 		v.cursor, v.wholePass = 0, true
@@ -92,30 +135,38 @@ func (p *planner) nextVerify(o *op, limit int64, hint span, hintLimit int64) fou
 		}
 	}
 	end := min(v.cursor+searchSlice, all)
-	chunk := v.todo.NextSetBefore(v.cursor, end)
-	if chunk == end {
+	first := set.NextSetBefore(v.cursor, end)
+	if first == end {
 		v.cursor = end
 		return foundSlice
 	}
-	if p.dirty(chunk) {
-		v.cursor = p.d.RunEnd(chunk, end)
+	off, n := set.Bytes(bitmap.Chunks{First: first, End: first + 1})
+	if chunks := p.d.Outward(off, n); p.d.AnySet(chunks) || off+n > p.scanned {
+		last := chunks.End - 1
+		clean := p.d.RunEnd(last, min(last+searchSlice, p.d.All().End)) * p.d.Granularity()
+		if v.cursor = first + 1; p.d.Test(last) {
+			v.cursor = max(first+1, clean/piece)
+		}
 		return foundSlice
 	}
-	off, n := p.d.Bytes(bitmap.Chunks{First: chunk, End: chunk + 1})
 	if busy := p.busyFrom(off, off+n); busy != nil {
-		v.cursor = max(chunk+1, p.d.Inward(busy.off, busy.end-busy.off).End)
+		v.cursor = max(first+1, set.Inward(busy.off, busy.end-busy.off).End)
 		return foundSlice
 	}
 	if hint.off <= off && off < hint.end {
 		limit = max(limit, min(hintLimit, hint.end-off))
 	}
-	last := min(chunk+max(limit/p.d.Granularity(), 1), all)
-	last = v.todo.RunEnd(chunk, last)
-	last = p.d.RunEnd(chunk, last)
-	off, n = p.d.Bytes(bitmap.Chunks{First: chunk, End: last})
+	last := min(first+max(limit/piece, 1), all)
+	last = set.RunEnd(first, last)
+	off, n = set.Bytes(bitmap.Chunks{First: first, End: last})
+	chunks := p.d.Outward(off, n)
+	if dirty := p.d.NextSetBefore(chunks.First, chunks.End); dirty < chunks.End {
+		last = dirty * p.d.Granularity() / piece
+		off, n = set.Bytes(bitmap.Chunks{First: first, End: last})
+	}
 	if busy := p.busyFrom(off, off+n); busy != nil {
-		last = p.d.Outward(busy.off, 1).First
-		off, n = p.d.Bytes(bitmap.Chunks{First: chunk, End: last})
+		last = busy.off / piece
+		off, n = set.Bytes(bitmap.Chunks{First: first, End: last})
 	}
 	*o = op{off: off, end: off + n, parts: o.parts[:0], zeroed: o.zeroed[:0], verify: true, epoch: p.epoch}
 	p.claims = append(p.claims, o)
@@ -124,9 +175,9 @@ func (p *planner) nextVerify(o *op, limit int64, hint span, hintLimit int64) fou
 }
 
 // endVerify takes the result of a comparison: what was compared, from the start of the claim to a byte, and which sectors of
-// that differ. It returns those whose difference nothing explains; their chunks are dirty now. One of them may be what
-// differed before and was copied since: again is the first such range.
-func (p *planner) endVerify(o *op, end int64, differ []span) (told []span, again span) {
+// that differ; with digests also the leaves in it. It returns the sectors whose difference nothing explains; their chunks are dirty
+// now. One of them may be what differed before and was copied since: again is the first such range.
+func (p *planner) endVerify(o *op, end int64, differ []span, leaves []digest.Hash) (told []span, again span) {
 	v := p.verify
 	v.todo.Clear(v.todo.Inward(o.off, end-o.off))
 	for _, s := range differ {
@@ -146,6 +197,11 @@ func (p *planner) endVerify(o *op, end int64, differ []span) (told []span, again
 	}
 	for _, s := range told {
 		v.mended.Set(p.d.Outward(s.off, s.end-s.off))
+	}
+	// A leaf that differs is dirty or being written, and so are others by now, perhaps: the end of that makes them stale again.
+	if first := o.off / digest.LeafSize; len(leaves) > 0 {
+		copy(v.leaves[first:], leaves)
+		v.stale.Clear(bitmap.Chunks{First: first, End: first + int64(len(leaves))})
 	}
 	return told, again
 }

@@ -6,9 +6,8 @@ import (
 	"bytes"
 	"context"
 
-	"lukechampine.com/blake3"
-
 	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/job/digest"
 )
 
 // sector is the unit in which differences are counted, in bytes.
@@ -20,8 +19,8 @@ type result struct {
 	first     int64 // offset of the first sector that differs
 	differing int64 // bytes of the sectors that differ
 	failed    *failure
-	zero      bool    // both disks said so, and nothing was read
-	leaf      [2]hash // the digests of the two pieces, if they are wanted
+	zero      bool           // both disks said so, and nothing was read
+	leaf      [2]digest.Hash // the digests of the two pieces, if they are wanted
 }
 
 // compare reads a piece of both disks. The caller is inside both gates.
@@ -42,9 +41,9 @@ func (v *Verify) compare(ctx context.Context, piece span) result {
 	first, differing := differ(a.B, b.B)
 	r.first, r.differing = piece.off+first, differing
 	if v.opts.Digest {
-		r.leaf[0] = blake3.Sum256(a.B)
+		r.leaf[0] = digest.Leaf(a.B)
 		if r.leaf[1] = r.leaf[0]; differing > 0 {
-			r.leaf[1] = blake3.Sum256(b.B)
+			r.leaf[1] = digest.Leaf(b.B)
 		}
 	}
 	return r

@@ -10,11 +10,12 @@ import (
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/job"
+	"github.com/blkmirror/blkmirror/job/digest"
 )
 
 const (
 	// pieceSize is the most that is read of each side in one go.
-	pieceSize = 1 << 20
+	pieceSize = digest.LeafSize
 	// workers is the most pieces in flight.
 	workers = 4
 	// How long the job waits before it tries a failed piece again under the policy ignore, at first and at most.
@@ -290,7 +291,7 @@ func (r *run) sum() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range r.mu.state.Digests {
-		r.mu.state.Digests[i] = r.digests.trees[i].sum(r.opts.Device.Size())
+		r.mu.state.Digests[i] = r.digests.trees[i].Sum(r.opts.Device.Size())
 	}
 }
 
