@@ -21,7 +21,7 @@ SHELL     := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 test_run  := $(GO) run .ci/report.go -timeout $(TIMEOUT)
 # Packages whose tests, or some of them, take too long for `make test` and ask for BLKMIRROR_INTEROP; those that exist are run.
-interop   := daemon/guest daemon/hosts daemon/images
+interop   := daemon/guest daemon/hosts daemon/images daemon/packaging
 # ST1005: error texts of QMP begin with a capital letter, as clients know them.
 checks    := inherit,-ST1005
 
@@ -38,6 +38,10 @@ build: ## build bin/blkmirrord and bin/blkmirror, static
 .PHONY: man
 man: ## make the client's manual pages in bin/man, from its commands
 	$(GO) test ./cmd/blkmirror -run '^TestManPages$$' -count=1 -args -man $(CURDIR)/bin/man
+
+.PHONY: dist
+dist: ## make archives and Debian packages for amd64 and arm64 in bin/dist, with checksums (ARCH=amd64 for one)
+	@.dist/build bin/dist $(ARCH)
 
 .PHONY: demo
 demo: build ## mirror a disk under a writer, switch over, and check the copy; needs Go alone
