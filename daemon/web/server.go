@@ -91,6 +91,7 @@ func (s *Server) Start() error {
 		ReadHeaderTimeout: headerTime, WriteTimeout: replyTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
 		ErrorLog: log.New(warner{s.config.Log}, "", 0),
 	}
+	s.config.Log.WithField("addr", l.Addr().String()).Info("web page")
 	s.work.Go(func() { s.sample(ctx) })
 	s.work.Go(func() {
 		if err := s.http.Serve(newBounded(l, maxConnections)); !errors.Is(err, http.ErrServerClosed) {

@@ -3,7 +3,8 @@
 
 import { $, bytes, count, el, nanoseconds, rate, setText, svg } from "./format.js";
 
-const span = 300; // seconds
+const longest = 300; // seconds that are kept and shown; fewer where there is less
+const shortest = 60;
 const width = 300;
 const height = 80;
 
@@ -38,7 +39,7 @@ export class Charts {
     for (const [name, p] of Object.entries(points)) {
       const list = this.series.get(name) ?? [];
       if (list.length === 0 || list.at(-1).t < p.t) list.push(p);
-      while (list.length > 0 && list[0].t < p.t - span * 1000) list.shift();
+      while (list.length > 0 && list[0].t < p.t - longest * 1000) list.shift();
       this.series.set(name, list);
     }
     this.draw();
@@ -61,6 +62,11 @@ export class Charts {
       c.box.remove();
       this.charts.delete(key);
     }
+    const order = [...wanted].join();
+    if (order !== this.order) {
+      this.order = order;
+      for (const key of wanted) $("charts").append(this.charts.get(key).box);
+    }
     const none = $("charts").querySelector(".none");
     if (this.charts.size > 0) none?.remove();
     else if (!none) $("charts").append(el("p", { class: "none", text: "No exports and no jobs." }));
@@ -78,7 +84,6 @@ export class Charts {
       svg("path", { class: "axis", d: `M0 ${height}H${width}M0 0.5H${width}` }), ...c.areas, ...c.lines);
     c.box = el("article", { class: "chart" }, el("h3", {}, `${name}: ${kind.title}`, c.top), c.picture,
       el("p", { class: "values" }, ...kind.lines.map(([, label, colour], i) => el("span", {}, el("i", { class: colour }), label + " ", c.values[i]))));
-    $("charts").append(c.box);
     return c;
   }
 
@@ -90,7 +95,8 @@ export class Charts {
     }
     const end = points.at(-1).t;
     const most = Math.max(1, ...points.flatMap((p) => kind.lines.map(([k]) => p[k])));
-    setText(c.top, "up to " + kind.text(most));
+    const span = Math.min(Math.max((end - points[0].t) / 1000, shortest), longest);
+    setText(c.top, `up to ${kind.text(most)} in ${span < 120 ? Math.ceil(span / 10) * 10 + " s" : Math.ceil(span / 60) + " min"}`);
     const words = [];
     kind.lines.forEach(([k, label], i) => {
       const at = points.map((p) => [width - ((end - p.t) / 1000 / span) * width, height - (p[k] / most) * (height - 4)]);

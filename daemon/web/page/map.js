@@ -119,7 +119,9 @@ export class DiskMap {
   ask() {
     if (!this.job) return this.onView(null);
     const { width, height } = this.canvas.getBoundingClientRect();
-    const cells = Math.max(16, Math.min(maxCells, Math.floor(width / smallest) * Math.floor(height / smallest)));
+    let side = smallest;
+    while (Math.floor(width / side) * Math.floor(height / side) > maxCells) side++;
+    const cells = Math.max(16, Math.floor(width / side) * Math.floor(height / side));
     const view = { job: this.job, offset: this.offset, cells };
     if (this.length) view.length = this.length;
     this.onView(view);
@@ -142,13 +144,15 @@ export class DiskMap {
     let side = largest;
     while (side > smallest && Math.floor(width / side) * Math.floor(height / side) < n) side--;
     const columns = Math.max(Math.floor(width / side), 1);
-    return { width, height, side, columns, n };
+    // They need not be quite square: the canvas is filled.
+    const wide = Math.min(width / columns, largest);
+    return { width, height, wide, tall: Math.min(height / Math.ceil(n / columns), 1.5 * wide), columns, n };
   }
 
   draw() {
     const a = this.answer;
     if (!a) return;
-    const { width, height, side, columns, n } = this.layout();
+    const { width, height, wide, tall, columns, n } = this.layout();
     const dots = window.devicePixelRatio || 1;
     const c = this.canvas;
     if (c.width !== Math.round(width * dots) || c.height !== Math.round(height * dots)) {
@@ -158,8 +162,8 @@ export class DiskMap {
     const paper = c.getContext("2d");
     paper.setTransform(dots, 0, 0, dots, 0, 0);
     paper.clearRect(0, 0, width, height);
-    const gap = side > 14 ? 2 : 1;
-    const box = side - gap;
+    const gap = wide > 14 ? 2 : 1;
+    const box = tall - gap;
     const totals = {};
     const colours = {};
     for (const [name] of states) {
@@ -176,13 +180,12 @@ export class DiskMap {
         const chunks = a[name][i] ?? 0;
         if (chunks === 0) continue;
         totals[name] += chunks;
-        let tall = (chunks / all[i]) * box;
-        if (urgent.has(name)) tall = Math.max(tall, Math.min(2.5, box / 3)); // a little of it is seen, too
-        const x = (i % columns) * side;
-        const y = Math.floor(i / columns) * side;
-        const from = urgent.has(name) ? Math.max(box - filled[i] - tall, 0) : box - filled[i] - tall;
-        paper.fillRect(x, y + from, box, tall);
-        filled[i] = Math.min(filled[i] + tall, box);
+        let part = (chunks / all[i]) * box;
+        if (urgent.has(name)) part = Math.max(part, Math.min(2.5, box / 3)); // a little of it is seen, too
+        const x = (i % columns) * wide;
+        const y = Math.floor(i / columns) * tall;
+        paper.fillRect(x, y + Math.max(box - filled[i] - part, 0), wide - gap, part);
+        filled[i] = Math.min(filled[i] + part, box);
       }
     }
     this.tell(totals);
@@ -217,9 +220,9 @@ export class DiskMap {
   // cellOf is the number of the square under the pointer.
   cellOf(e) {
     const frame = this.canvas.getBoundingClientRect();
-    const { side, columns, n } = this.layout();
-    const column = Math.min(Math.max(Math.floor((e.clientX - frame.left) / side), 0), columns - 1);
-    const row = Math.max(Math.floor((e.clientY - frame.top) / side), 0);
+    const { wide, tall, columns, n } = this.layout();
+    const column = Math.min(Math.max(Math.floor((e.clientX - frame.left) / wide), 0), columns - 1);
+    const row = Math.max(Math.floor((e.clientY - frame.top) / tall), 0);
     const i = row * columns + column;
     return i < n ? i : -1;
   }
