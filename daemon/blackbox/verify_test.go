@@ -109,3 +109,34 @@ func TestBlockdevVerify(t *testing.T) {
 		})
 	}
 }
+
+// A mirror tells the digest of its disks as they are when it completes, which is what blockdev-verify finds afterwards, and compares
+// them again when it is asked to.
+func TestMirrorDigest(t *testing.T) {
+	d := start(t)
+	const size = 40 << 20
+	source, target := d.disks(size, nil)
+	d.refused("blockdev-mirror", mirrorArgs(args{"x-verify-digest": "blake3"}), "x-verify-digest", "needs 'x-verify'")
+	d.mirror(args{"x-verify": true, "x-verify-digest": "blake3", "auto-dismiss": false})
+	d.wait("MIRROR_VERIFIED", args{"device": "m", "differing-bytes": 0})
+	d.refused("blockdev-verify", args{"job-id": "v", "device": "src", "target": "dst"}, "'src'", "job 'm'", "x-blockdev-mirror-verify")
+	d.refused("blockdev-verify", args{"job-id": "v", "device": "dst", "target": "dst"}, "'dst'", "job 'm'")
+	poke(t, target, size/2+4096, "rot")
+	d.do("x-blockdev-mirror-verify", args{"id": "m"})
+	d.wait("MIRROR_VERIFIED", args{"device": "m", "differing-bytes": 512})
+	d.refused("x-blockdev-mirror-verify", args{"id": "n"}, "n")
+	d.do("job-complete", args{"id": "m"})
+	e := d.wait("MIRROR_DIGEST", args{"device": "m"})
+	d.wait("JOB_STATUS_CHANGE", args{"status": "concluded"})
+	sum, _ := e.Data.Get("digest")
+	var jobs []struct{ Status, Digest, Source, Target string }
+	must(t, d.query("query-jobs", nil, &jobs))
+	if len(jobs) != 1 || jobs[0].Status != "concluded" || jobs[0].Digest != sum || jobs[0].Source != "src" || jobs[0].Target != "dst" {
+		t.Errorf("query-jobs: %+v; told: %v", jobs, sum)
+	}
+	same(t, source, target)
+	d.do("block-export-del", args{"id": "export-src"})
+	d.wait("BLOCK_EXPORT_DELETED", nil)
+	d.do("blockdev-verify", args{"job-id": "v", "device": "src", "target": "dst", "digest": "blake3"})
+	d.wait("BLOCKDEV_VERIFIED", args{"device": "v", "source-digest": sum, "target-digest": sum})
+}

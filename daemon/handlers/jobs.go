@@ -184,7 +184,7 @@ func work(s mirror.State) api.JobWork {
 	delay := s.GuestDelay.Nanoseconds()
 	w := api.JobWork{CopiedBytes: &s.Bytes.Copied, ZeroedBytes: &s.Bytes.Zeroed, SkippedBytes: &s.Bytes.Skipped,
 		OffloadedBytes: &s.Bytes.Offloaded,
-		DirtyBytes:     &s.Dirty, Rate: &s.Rate, GuestWriteDelayNS: &delay}
+		DirtyBytes:     &s.Dirty, Rate: &s.Rate, GuestWriteDelayNS: &delay, Source: &s.Source, Target: &s.Target}
 	if s.SecondsLeft >= 0 {
 		w.SecondsLeft = &s.SecondsLeft
 	}
@@ -194,6 +194,7 @@ func work(s mirror.State) api.JobWork {
 	}
 	if p := &s.Proof; p.On {
 		w.VerifiedBytes, w.UnverifiedBytes, w.DifferingBytes = &p.Verified, &p.Left, &p.Differing
+		w.Digest, w.DigestMissing = nonEmpty(p.Digest.Sum), nonEmpty(p.Digest.Why)
 	}
 	return w
 }

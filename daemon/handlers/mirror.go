@@ -57,6 +57,27 @@ func (h *Handlers) startMirror(ctx context.Context, a *api.BlockdevMirrorArgumen
 	})
 }
 
+// XBlockdevMirrorVerify has a mirror compare its disks once over.
+func (h *Handlers) XBlockdevMirrorVerify(_ context.Context, a *api.XBlockdevMirrorVerifyArguments) error {
+	return h.onBlock(a.ID, func(j *job.Job) error {
+		m, ok := j.Body().(*mirror.Mirror)
+		if !ok {
+			return qmp.Errorf("Job '%s' of type '%s' is no mirror", a.ID, j.Info().Type)
+		}
+		return m.Verify()
+	})
+}
+
+// checkUnmirrored refuses a disk of a mirror, of which only the mirror knows what is meant to be equal.
+func (h *Handlers) checkUnmirrored(n *block.Node) error {
+	for _, j := range h.jobs.Jobs() {
+		if m, ok := j.Body().(*mirror.Mirror); ok && m.Uses(n) {
+			return qmp.Errorf("Node '%s' is a disk of job '%s', a mirror: x-blockdev-mirror-verify has it compare its disks when it is ready", n.Name(), j.ID())
+		}
+	}
+	return nil
+}
+
 // mirrorOptions finds what a mirror needs.
 func (h *Handlers) mirrorOptions(a *api.BlockdevMirrorArguments) (o mirror.Options, err error) {
 	o = mirror.Options{
@@ -66,9 +87,8 @@ func (h *Handlers) mirrorOptions(a *api.BlockdevMirrorArguments) (o mirror.Optio
 		TargetIsZero: qmp.Or(a.TargetIsZero, false), MaxGuestLatency: time.Duration(qmp.Or(a.MaxGuestLatency, 0)),
 		AutoFinalize: qmp.Or(a.AutoFinalize, true), AutoDismiss: qmp.Or(a.AutoDismiss, true),
 	}
-	if o.Verify = qmp.Or(a.XVerify, false); o.Verify {
-		h.tellOfVerification(&o)
-	}
+	o.Verify, o.Digest = qmp.Or(a.XVerify, false), a.XVerifyDigest == api.DiskDigestBlake3
+	h.tellOfVerification(&o)
 	o.Mode, o.Auto = copyMode(a.CopyMode)
 	switch a.CopyOffload {
 	case api.MirrorCopyOffloadRange:

@@ -22,6 +22,9 @@ func (h *Handlers) tellOfVerification(o *mirror.Options) {
 	o.OnVerified = func(differing int64) {
 		h.config.Emit(&api.MirrorVerifiedEvent{Device: id, DifferingBytes: differing})
 	}
+	o.OnDigest = func(d mirror.Digest) {
+		h.config.Emit(&api.MirrorDigestEvent{Device: id, Digest: nonEmpty(d.Sum), Reason: nonEmpty(d.Why)})
+	}
 }
 
 // BlockdevVerify starts a job that compares two disks.
@@ -40,6 +43,11 @@ func (h *Handlers) startVerify(ctx context.Context, a *api.BlockdevVerifyArgumen
 	}
 	if o.Target, err = h.graph.Node(a.Target); err != nil {
 		return err
+	}
+	for _, n := range []*block.Node{o.Device, o.Target} {
+		if err := h.checkUnmirrored(n); err != nil {
+			return err
+		}
 	}
 	o.OnEnd = func(s verify.State) {
 		e := &api.BlockdevVerifiedEvent{Device: a.JobID, VerifiedBytes: s.Verified, DifferingBytes: s.Differing}

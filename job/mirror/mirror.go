@@ -452,6 +452,17 @@ func (m *Mirror) setMode(mode Mode) {
 	m.mu.Unlock()
 }
 
+// Uses says whether n is the source or the target of a mirror that is not over.
+func (m *Mirror) Uses(n *block.Node) bool {
+	select {
+	case <-m.job.Done():
+		return false
+	default:
+		n = n.Unfiltered()
+		return n == m.opts.Source.Unfiltered() || n == m.opts.Target.Unfiltered()
+	}
+}
+
 // AwaitsBacking says whether n is the target and has been copied to so that it can be given a backing node at any time.
 func (m *Mirror) AwaitsBacking(n *block.Node) bool {
 	select {
@@ -464,6 +475,8 @@ func (m *Mirror) AwaitsBacking(n *block.Node) bool {
 
 // State is what can be seen of a mirror besides its job.
 type State struct {
+	Source      string // names of the nodes
+	Target      string
 	Mode        Mode
 	Auto        bool
 	Synced      bool // the target is what the guest sees
@@ -483,7 +496,7 @@ type State struct {
 func (m *Mirror) State() State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := State{Mode: m.planner.mode, Auto: m.auto, Synced: m.planner.synced(), Dirty: m.planner.d.SetBytes(), Bytes: m.bytes,
+	s := State{Source: m.opts.Source.Name(), Target: m.opts.Target.Name(), Mode: m.planner.mode, Auto: m.auto, Synced: m.planner.synced(), Dirty: m.planner.d.SetBytes(), Bytes: m.bytes,
 		GuestDelay: m.delay, Proof: m.proofLocked(), Braked: m.braked}
 	if s.MaxGuestLatency = time.Duration(m.latency.most.Load()); s.MaxGuestLatency > 0 {
 		s.GuestLatency = m.latency.estimate()

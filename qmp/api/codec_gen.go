@@ -1316,6 +1316,22 @@ func (v *JobWork) encodeMembers(e *qmp.Encoder) {
 		e.Key("differing-bytes")
 		e.Int(*v.DifferingBytes)
 	}
+	if v.Digest != nil {
+		e.Key("digest")
+		e.String(*v.Digest)
+	}
+	if v.DigestMissing != nil {
+		e.Key("digest-missing")
+		e.String(*v.DigestMissing)
+	}
+	if v.Source != nil {
+		e.Key("source")
+		e.String(*v.Source)
+	}
+	if v.Target != nil {
+		e.Key("target")
+		e.String(*v.Target)
+	}
 }
 
 // DecodeQMP fills v.
@@ -1367,6 +1383,18 @@ func (v *JobWork) decodeMembers(m *qmp.Members) {
 	}
 	if p := m.Optional("differing-bytes"); p.Present() {
 		v.DifferingBytes = new(p.Int(64))
+	}
+	if p := m.Optional("digest"); p.Present() {
+		v.Digest = new(p.Text())
+	}
+	if p := m.Optional("digest-missing"); p.Present() {
+		v.DigestMissing = new(p.Text())
+	}
+	if p := m.Optional("source"); p.Present() {
+		v.Source = new(p.Text())
+	}
+	if p := m.Optional("target"); p.Present() {
+		v.Target = new(p.Text())
 	}
 }
 
@@ -5377,6 +5405,10 @@ func (v *BlockdevMirrorArguments) encodeMembers(e *qmp.Encoder) {
 		e.Key("x-verify")
 		e.Bool(*v.XVerify)
 	}
+	if v.XVerifyDigest != "" {
+		e.Key("x-verify-digest")
+		e.String(string(v.XVerifyDigest))
+	}
 	if v.MaxGuestLatency != nil {
 		e.Key("max-guest-latency")
 		e.Int(*v.MaxGuestLatency)
@@ -5439,9 +5471,35 @@ func (v *BlockdevMirrorArguments) decodeMembers(m *qmp.Members) {
 	if p := m.Optional("x-verify"); p.Present() {
 		v.XVerify = new(p.Bool())
 	}
+	if p := m.Optional("x-verify-digest"); p.Present() {
+		v.XVerifyDigest = qmp.DecodeEnum[DiskDigest](p)
+	}
 	if p := m.Optional("max-guest-latency"); p.Present() {
 		v.MaxGuestLatency = new(p.Int(64))
 	}
+}
+
+// EncodeQMP writes v.
+func (v *XBlockdevMirrorVerifyArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *XBlockdevMirrorVerifyArguments) encodeMembers(e *qmp.Encoder) {
+	e.Key("id")
+	e.String(v.ID)
+}
+
+// DecodeQMP fills v.
+func (v *XBlockdevMirrorVerifyArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *XBlockdevMirrorVerifyArguments) decodeMembers(m *qmp.Members) {
+	v.ID = m.Required("id").Text()
 }
 
 // EncodeQMP writes v.
@@ -6137,6 +6195,43 @@ func (v *MirrorVerifiedEvent) DecodeQMP(p qmp.Param) {
 func (v *MirrorVerifiedEvent) decodeMembers(m *qmp.Members) {
 	v.Device = m.Required("device").Text()
 	v.DifferingBytes = m.Required("differing-bytes").Int(64)
+}
+
+// EncodeQMP writes v.
+func (v *MirrorDigestEvent) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *MirrorDigestEvent) encodeMembers(e *qmp.Encoder) {
+	e.Key("device")
+	e.String(v.Device)
+	if v.Digest != nil {
+		e.Key("digest")
+		e.String(*v.Digest)
+	}
+	if v.Reason != nil {
+		e.Key("reason")
+		e.String(*v.Reason)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *MirrorDigestEvent) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *MirrorDigestEvent) decodeMembers(m *qmp.Members) {
+	v.Device = m.Required("device").Text()
+	if p := m.Optional("digest"); p.Present() {
+		v.Digest = new(p.Text())
+	}
+	if p := m.Optional("reason"); p.Present() {
+		v.Reason = new(p.Text())
+	}
 }
 
 // EncodeQMP writes v.

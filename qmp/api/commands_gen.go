@@ -67,6 +67,12 @@ type Commands interface {
 	// until the job is completed or cancelled.
 	BlockdevMirror(ctx context.Context, args *BlockdevMirrorArguments) error
 
+	// XBlockdevMirrorVerify is x-blockdev-mirror-verify. Has a mirror that is ready compare both disks once over, from now on, as
+	// x-verify does, and copy again what differs.  MIRROR_VERIFIED tells when that is
+	// done; the job completes after that.  Needs sync=full.  An addition to QEMU's
+	// protocol.
+	XBlockdevMirrorVerify(ctx context.Context, args *XBlockdevMirrorVerifyArguments) error
+
 	// BlockdevVerify is blockdev-verify. Starts a job that compares two disks to which nobody writes meanwhile.  It
 	// goes over both in whole, and fails in the end if they differ: the error says
 	// where first and in how many bytes.  A mirror compares its own disks with
@@ -333,6 +339,12 @@ func Dispatch(ctx context.Context, impl Commands, name string, args *qmp.Object)
 			return nil, err
 		}
 		return nil, impl.BlockdevMirror(ctx, &a)
+	case "x-blockdev-mirror-verify":
+		var a XBlockdevMirrorVerifyArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.XBlockdevMirrorVerify(ctx, &a)
 	case "blockdev-verify":
 		var a BlockdevVerifyArguments
 		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
@@ -642,6 +654,7 @@ var commandNames = []string{
 	"query-block-exports",
 	"query-qmp-schema",
 	"blockdev-mirror",
+	"x-blockdev-mirror-verify",
 	"blockdev-verify",
 	"job-pause",
 	"job-resume",

@@ -36,6 +36,9 @@ func (*MirrorDifferenceEvent) EventName() string { return "MIRROR_DIFFERENCE" }
 // EventName returns MIRROR_VERIFIED.
 func (*MirrorVerifiedEvent) EventName() string { return "MIRROR_VERIFIED" }
 
+// EventName returns MIRROR_DIGEST.
+func (*MirrorDigestEvent) EventName() string { return "MIRROR_DIGEST" }
+
 // EventName returns BLOCKDEV_VERIFIED.
 func (*BlockdevVerifiedEvent) EventName() string { return "BLOCKDEV_VERIFIED" }
 
@@ -74,6 +77,8 @@ func newEvent(name string) event {
 		return new(MirrorDifferenceEvent)
 	case "MIRROR_VERIFIED":
 		return new(MirrorVerifiedEvent)
+	case "MIRROR_DIGEST":
+		return new(MirrorDigestEvent)
 	case "BLOCKDEV_VERIFIED":
 		return new(BlockdevVerifiedEvent)
 	case "BLOCK_JOB_COPY_MODE_CHANGED":

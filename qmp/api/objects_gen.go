@@ -565,6 +565,14 @@ type JobWork struct {
 	UnverifiedBytes *int64
 	// bytes of the sectors of 512 bytes that were found to differ
 	DifferingBytes *int64
+	// of a mirror with x-verify-digest that has completed: the digest of both disks at that moment, in hexadecimal digits
+	Digest *string
+	// why there is none, for people
+	DigestMissing *string
+	// node that a mirror copies from
+	Source *string
+	// node that it copies to
+	Target *string
 }
 
 // MarshalJSON returns what goes over the wire.
@@ -2193,6 +2201,8 @@ type BlockdevMirrorArguments struct {
 	CopyOffload MirrorCopyOffload
 	// when the job is ready, compare both disks once over, and copy again what differs; the job completes when all was found equal.  Needs sync=full (an addition; default: false)
 	XVerify *bool
+	// digest of both disks as they are at completion, to tell then. Needs @x-verify; takes 32 bytes of memory for each MiB (an addition; default: none)
+	XVerifyDigest DiskDigest
 	// nanoseconds that guests' reads and writes may take on the source; the copy slows down while they take longer, but not so far that it would not get to its end (an addition; default: 0, as long as they do)
 	MaxGuestLatency *int64
 }
@@ -2202,6 +2212,24 @@ func (v BlockdevMirrorArguments) MarshalJSON() ([]byte, error) { return qmp.Enco
 
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockdevMirrorArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// XBlockdevMirrorVerifyArguments are the arguments of a command.
+// Has a mirror that is ready compare both disks once over, from now on, as
+// x-verify does, and copy again what differs.  MIRROR_VERIFIED tells when that is
+// done; the job completes after that.  Needs sync=full.  An addition to QEMU's
+// protocol.
+type XBlockdevMirrorVerifyArguments struct {
+	// id of the job
+	ID string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v XBlockdevMirrorVerifyArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *XBlockdevMirrorVerifyArguments) UnmarshalJSON(text []byte) error {
+	return qmp.Unmarshal(text, v)
+}
 
 // BlockdevVerifyArguments are the arguments of a command.
 // Starts a job that compares two disks to which nobody writes meanwhile.  It
@@ -2575,6 +2603,24 @@ func (v MirrorVerifiedEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&
 
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *MirrorVerifiedEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// MirrorDigestEvent: A mirror with x-verify-digest has completed (an addition).  The digest is of
+// both disks at that moment: nothing was being written, all of both was found
+// equal.
+type MirrorDigestEvent struct {
+	// id of the job
+	Device string
+	// in hexadecimal digits; absent if there is none
+	Digest *string
+	// why there is none, for people
+	Reason *string
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v MirrorDigestEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *MirrorDigestEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockdevVerifiedEvent: A blockdev-verify job has compared both disks (an addition).
 type BlockdevVerifiedEvent struct {
