@@ -15,8 +15,8 @@ const (
 	pieceSize = 512 << 10
 	// leastPiece is the least that is copied in one go with a low speed.
 	leastPiece = 64 << 10
-	// workers is the most pieces in flight.
-	workers = 4
+	// workers is how many pieces are in flight at first.
+	workers = 2
 	// How long the job waits before it tries a failed piece again under the policy ignore, at first and at most.
 	retryFirst, retryMost = 50 * time.Millisecond, 5 * time.Second
 )
@@ -36,6 +36,8 @@ type result struct {
 type run struct {
 	*Stream
 	limiter  job.Limiter
+	crew     job.Crew
+	room     int64  // bytes set aside for the next piece
 	at       int64  // where the search for the next piece begins
 	again    []span // pieces that failed
 	inFlight int
@@ -47,7 +49,7 @@ type run struct {
 
 // Run goes over the disk once, and finishes.
 func (s *Stream) Run(ctx context.Context, j *job.Job) error {
-	r := &run{Stream: s, retry: retryFirst, results: make(chan result, workers)}
+	r := &run{Stream: s, retry: retryFirst, crew: job.NewCrew(workers, job.MaxCrew), results: make(chan result, job.MaxCrew)}
 	err := r.copyAll(ctx)
 	r.settle()
 	if err == nil {
@@ -81,11 +83,14 @@ func (r *run) copyAll(ctx context.Context) error {
 			return err
 		}
 		switch next := r.at < size || len(r.again) > 0; {
-		case next && wait <= 0 && r.inFlight < workers:
+		case next && wait <= 0 && r.inFlight < r.crew.Size() && r.setAside():
 			if err := r.step(ctx, size); err != nil && !errors.Is(err, job.ErrPause) {
 				return err
 			}
 		case next || r.inFlight > 0:
+			if r.inFlight < r.crew.Size() {
+				r.crew.Idle() // it is the speed, the memory or the end that holds the job up
+			}
 			r.sleep(ctx, wait)
 		default:
 			return nil
@@ -139,6 +144,14 @@ func (r *run) sleep(ctx context.Context, wait time.Duration) {
 	}
 }
 
+// setAside sets memory aside for a piece, as there always is while none is in flight.
+func (r *run) setAside() bool {
+	if r.room == 0 {
+		r.room = r.memory.Take(pieceSize)
+	}
+	return r.room > 0
+}
+
 // step looks for what the device lacks, and hands it to a goroutine of its own.
 func (r *run) step(ctx context.Context, size int64) error {
 	gate := r.backend.Gate()
@@ -153,9 +166,12 @@ func (r *run) step(ctx context.Context, size int64) error {
 		return nil
 	}
 	r.limiter.Take(piece.end-piece.off, time.Now())
+	room := r.memory.Keep(r.room, piece.end-piece.off)
+	r.room = 0
 	r.inFlight++
 	go func() {
-		done := r.copy(ctx, piece)
+		done := r.copy(ctx, piece, room)
+		r.memory.Give(room)
 		gate.Leave()
 		r.results <- done
 	}()
@@ -174,7 +190,7 @@ func (r *run) next(ctx context.Context, size int64) (piece span, missing bool, e
 		return span{}, false, readFailed(err, r.at, size-r.at)
 	}
 	if missing {
-		n = min(n, r.limiter.Piece(leastPiece, pieceSize))
+		n = min(n, r.limiter.Piece(leastPiece, r.room))
 	} else {
 		r.job.Progress.Done(n)
 	}
@@ -183,12 +199,12 @@ func (r *run) next(ctx context.Context, size int64) (piece span, missing bool, e
 	return piece, missing, nil
 }
 
-// copy brings a piece to the device.
-func (r *run) copy(ctx context.Context, piece span) result {
+// copy brings a piece to the device, through a buffer of at most room bytes.
+func (r *run) copy(ctx context.Context, piece span, room int64) result {
 	done := result{span: piece, done: piece.off}
 	for done.done < piece.end && done.err == nil {
 		var n, copied int64
-		n, copied, done.err = r.populate(ctx, done.done, piece.end-done.done)
+		n, copied, done.err = r.populate(ctx, done.done, min(piece.end-done.done, room))
 		done.done, done.copied = done.done+n, done.copied+copied
 	}
 	return done
@@ -197,6 +213,7 @@ func (r *run) copy(ctx context.Context, piece span) result {
 // ended takes note of what came of a piece.
 func (r *run) ended(done result) {
 	r.inFlight--
+	r.crew.Done(done.copied, time.Now())
 	r.job.Progress.Done(done.done - done.off)
 	r.limiter.Take(done.copied-(done.end-done.off), time.Now())
 	if done.err == nil {
@@ -214,6 +231,8 @@ func (r *run) settle() {
 	for r.inFlight > 0 {
 		r.ended(<-r.results)
 	}
+	r.memory.Give(r.room)
+	r.room = 0
 	r.job.SetBusy(false)
 }
 

@@ -41,6 +41,7 @@ type Stream struct {
 	opts     Options
 	graph    *block.Graph
 	job      *job.Job
+	memory   *job.Memory // for copies
 	bottom   *block.Node // the lowest of the nodes that leave the chain; nil if none does
 	filter   *filter
 	node     *block.Node // the filter's
@@ -82,6 +83,7 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, o Option
 	if err != nil {
 		return nil, err
 	}
+	s.memory = jobs.OpenMemory(job.LeastBuffer)
 	if s.bottom != nil {
 		err = s.writable.Open(ctx, o.Device)
 	}
@@ -90,6 +92,7 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, o Option
 	}
 	if err != nil {
 		s.job.Abandon()
+		s.memory.Close()
 		_ = s.writable.Close(context.WithoutCancel(ctx), nil) // the first error says more
 		return nil, err
 	}
@@ -201,6 +204,7 @@ func (s *Stream) Clean(error) error {
 			return s.extract(tx)
 		}))
 	}
+	s.memory.Close()
 	errs = append(errs, s.writable.Close(ctx, nil))
 	if s.opts.OnEnd != nil {
 		errs = append(errs, s.opts.OnEnd())

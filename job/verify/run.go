@@ -16,8 +16,8 @@ import (
 const (
 	// pieceSize is the most that is read of each side in one go.
 	pieceSize = digest.LeafSize
-	// workers is the most pieces in flight.
-	workers = 4
+	// workers is how many pieces are in flight at first.
+	workers = 2
 	// How long the job waits before it tries a failed piece again under the policy ignore, at first and at most.
 	retryFirst, retryMost = 50 * time.Millisecond, 5 * time.Second
 	// tellEvery is how often OnPosition is called at most.
@@ -31,6 +31,8 @@ type span struct{ off, end int64 }
 type run struct {
 	*Verify
 	limiter  job.Limiter
+	crew     job.Crew
+	room     int64      // bytes set aside for the next piece
 	at       int64      // where the search for the next piece begins
 	alike    [2]stretch // what the disks last said of themselves
 	again    []span     // pieces that failed
@@ -61,7 +63,7 @@ type failure struct {
 // Run goes over the disks once.
 func (v *Verify) Run(ctx context.Context, j *job.Job) error {
 	from := v.opts.From.End
-	r := &run{Verify: v, retry: retryFirst, results: make(chan result, workers), at: from, early: map[int64]result{}, told: from,
+	r := &run{Verify: v, retry: retryFirst, crew: job.NewCrew(workers, job.MaxCrew), results: make(chan result, job.MaxCrew), at: from, early: map[int64]result{}, told: from,
 		tell: time.Now().Add(tellEvery)}
 	if v.opts.Digest {
 		r.digests = &digests{early: map[int64]result{}}
@@ -109,11 +111,14 @@ func (r *run) compareAll(ctx context.Context) error {
 			return err
 		}
 		switch more := r.at < size || len(r.again) > 0; {
-		case more && wait <= 0 && r.inFlight < workers:
+		case more && wait <= 0 && r.inFlight < r.crew.Size() && r.setAside():
 			if err := r.step(ctx, size); err != nil && !errors.Is(err, job.ErrPause) {
 				return err
 			}
 		case more || r.inFlight > 0:
+			if r.inFlight < r.crew.Size() {
+				r.crew.Idle() // it is the speed, the memory or the end that holds the job up
+			}
 			r.sleep(ctx, wait)
 		case r.failed == nil:
 			return nil
@@ -183,6 +188,14 @@ func (r *run) sleep(ctx context.Context, wait time.Duration) {
 	}
 }
 
+// setAside sets memory aside for a piece of both disks, as there always is while none is in flight.
+func (r *run) setAside() bool {
+	if r.room == 0 {
+		r.room = r.memory.Take(2 * pieceSize)
+	}
+	return r.room > 0
+}
+
 // step finds out about the next piece, and hands it to a goroutine of its own if it has to be read.
 func (r *run) step(ctx context.Context, size int64) error {
 	if err := r.enter(ctx); err != nil {
@@ -198,9 +211,12 @@ func (r *run) step(ctx context.Context, size int64) error {
 		return nil
 	}
 	r.limiter.Take(piece.end-piece.off, time.Now())
+	room := r.memory.Keep(r.room, 2*(piece.end-piece.off))
+	r.room = 0
 	r.inFlight++
 	go func() {
 		done := r.compare(ctx, piece)
+		r.memory.Give(room)
 		r.leave()
 		r.results <- done
 	}()
@@ -242,6 +258,7 @@ func (r *run) next(ctx context.Context, size int64) (piece span, zero bool, fail
 // ended takes in what came of a piece.
 func (r *run) ended(done result) {
 	r.inFlight--
+	r.crew.Done(done.end-done.off, time.Now())
 	if done.failed != nil {
 		r.again = append(r.again, done.span)
 		if r.failed == nil {
@@ -300,6 +317,8 @@ func (r *run) settle() {
 	for r.inFlight > 0 {
 		r.ended(<-r.results)
 	}
+	r.memory.Give(r.room)
+	r.room = 0
 	r.job.SetBusy(false)
 }
 

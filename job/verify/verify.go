@@ -57,6 +57,7 @@ type Verify struct {
 	opts           Options
 	graph          *block.Graph
 	job            *job.Job
+	memory         *job.Memory // for pieces of both disks
 	device, target *block.Backend
 
 	mu struct {
@@ -88,8 +89,10 @@ func Start(ctx context.Context, graph *block.Graph, jobs *job.Registry, o Option
 	if err != nil {
 		return nil, err
 	}
+	v.memory = jobs.OpenMemory(2 * pieceSize)
 	if err := graph.Change(ctx, v.attach); err != nil {
 		v.job.Abandon()
+		v.memory.Close()
 		return nil, err
 	}
 	v.job.Start(after)
@@ -122,6 +125,7 @@ func (v *Verify) Clean(error) error {
 		tx.Detach(v.target)
 		return nil
 	})
+	v.memory.Close()
 	if v.opts.OnClosed != nil {
 		err = errors.Join(err, v.opts.OnClosed())
 	}

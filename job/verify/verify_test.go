@@ -56,17 +56,19 @@ func newPair(t *testing.T, a, b []byte) *pair {
 	return p
 }
 
-func (p *pair) try(o verify.Options) (*verify.Verify, error) {
+func (p *pair) try(o verify.Options, after job.After) (*verify.Verify, error) {
 	o.JobID, o.Device, o.Target, o.AutoFinalize, o.AutoDismiss = "j", p.nodes[0], p.nodes[1], true, true
 	o.OnEnd = func(s verify.State) { p.told = append(p.told, s) }
-	return verify.Start(bg, p.graph, p.jobs, o, nil)
+	return verify.Start(bg, p.graph, p.jobs, o, after)
 }
 
 func (p *pair) start(o verify.Options) (*verify.Verify, *job.Job) {
 	p.t.Helper()
-	v, err := p.try(o)
+	var begin func()
+	v, err := p.try(o, func(f func()) { begin = f })
 	must(p.t, err)
 	for _, j := range p.jobs.Jobs() {
+		begin() // it may be over at once, and nowhere to be found
 		return v, j
 	}
 	p.t.Fatal("no job")
@@ -193,17 +195,17 @@ func TestRefused(t *testing.T) {
 			}
 		}
 	}
-	_, err := p.try(verify.Options{})
+	_, err := p.try(verify.Options{}, nil)
 	expect("a disk that somebody may write to", err, "'b'", "export 'e'", "block job 'j'")
 	if len(p.jobs.Jobs()) != 0 || len(p.graph.Users(p.nodes[0])) != 0 {
 		t.Error("something was left")
 	}
 	blocktest.Detach(t, p.graph, guest)
 	p.nodes[0] = p.nodes[1]
-	_, err = p.try(verify.Options{})
+	_, err = p.try(verify.Options{}, nil)
 	expect("a disk and itself", err, "itself")
 	p.nodes[0] = blocktest.NewNode(t, p.graph, "short", blocktest.NewMem(blocktest.MemOptions{Size: mib - 512}), block.Options{})
-	_, err = p.try(verify.Options{})
+	_, err = p.try(verify.Options{}, nil)
 	expect("different sizes", err, "'short'", "1048064", "'b'", "1048576")
 }
 
