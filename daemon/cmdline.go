@@ -31,6 +31,7 @@ type commandLine struct {
 	drain         time.Duration
 	limits        limits
 	web           web.Options
+	watch         watchOptions
 	stateDir      string
 	restore       restoreMode
 	durability    intent.Durability
@@ -72,6 +73,7 @@ func parseCommandLine(args []string) (*commandLine, error) {
 	durability := flags.String("mirror-durability", intent.Process.String(), "what mirrors with --state-dir go on after without a full copy: the end of the daemon with process,\nof the host, too, with host")
 	line.limits.addTo(flags)
 	line.web.AddTo(flags)
+	line.watch.addTo(flags)
 	flags.BoolVarP(&line.help, "help", "h", false, "show this text")
 	flags.BoolVarP(&line.version, "version", "V", false, "show the version")
 	line.usage = "usage: blkmirrord [OPTION...]\n\nA storage daemon that exports disk images and mirrors them while they are in use.\n" +
@@ -83,6 +85,9 @@ func parseCommandLine(args []string) (*commandLine, error) {
 		return nil, err
 	}
 	if err := line.web.Check(); err != nil {
+		return nil, err
+	}
+	if err := line.watch.check(); err != nil {
 		return nil, err
 	}
 	if *seconds < 0 || *seconds > maxDrain.Seconds() {

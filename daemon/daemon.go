@@ -19,7 +19,10 @@ import (
 
 	"github.com/blkmirror/blkmirror/block/budget"
 	"github.com/blkmirror/blkmirror/block/export/nbdserver"
+	"github.com/blkmirror/blkmirror/daemon/build"
 	"github.com/blkmirror/blkmirror/daemon/handlers"
+	"github.com/blkmirror/blkmirror/daemon/metrics"
+	"github.com/blkmirror/blkmirror/daemon/notify"
 	"github.com/blkmirror/blkmirror/daemon/options"
 	"github.com/blkmirror/blkmirror/daemon/sandbox"
 	"github.com/blkmirror/blkmirror/daemon/state"
@@ -50,6 +53,10 @@ type Daemon struct {
 	drain    time.Duration // how long a stop waits for ready mirrors
 	state    *state.Dir    // nil without --state-dir
 	web      *web.Server   // nil without --web
+	memory   *budget.Budget
+	counts   *metrics.Counts
+	metrics  *metrics.Server // nil without --metrics
+	manager  *notify.Manager // nil without one
 }
 
 // channel is a chardev that a monitor may be put on.
@@ -71,15 +78,13 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stdout, line.usage)
 		return 0
 	case line.version:
-		fmt.Fprintf(stdout, "blkmirrord version %s (protocol of qemu-storage-daemon 11.1)\n", Version)
+		fmt.Fprint(stdout, build.Read().Describe("blkmirrord"))
 		return 0
 	}
 	if line.daemonize && !isBackground() {
 		return startBackground(args, stderr)
 	}
-	logger := logrus.New()
-	logger.SetOutput(stderr)
-	if err := run(line, logrus.NewEntry(logger)); err != nil {
+	if err := run(line, logrus.NewEntry(line.watch.logger(stderr))); err != nil {
 		fmt.Fprintf(stderr, "blkmirrord: %s\n", err)
 		return 1
 	}
@@ -91,6 +96,13 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 	stopping, ignore := untilSignal(log)
 	defer ignore()
 
+	manager, err := notify.New(os.Getenv)
+	if err != nil {
+		return err
+	}
+	if limit := limitMemory(os.DirFS("/"), os.Getenv); limit > 0 {
+		log.WithField("limit", limit).Debug("memory limit of the control group")
+	}
 	box, err := line.limits.confine()
 	if err != nil {
 		return err
@@ -100,7 +112,7 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 	}
 	defer func() { err = box.Explain(err) }()
 	d := newDaemon(log, &line.limits, box)
-	d.drain = line.drain
+	d.drain, d.manager = line.drain, manager
 	defer func() { err = errors.Join(err, d.closeState()) }()
 	defer func() { err = errors.Join(err, d.stop()) }()
 	steps := line.steps
@@ -120,6 +132,9 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 	if err := d.startWeb(line); err != nil {
 		return err
 	}
+	if err := d.startMetrics(&line.watch); err != nil {
+		return err
+	}
 	if line.pidFile != "" {
 		pid, err := writePIDFile(line.pidFile)
 		if err != nil {
@@ -133,11 +148,15 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 		}
 	}
 	close(d.started)
+	stopTelling := d.tellManager(context.Background())
 	select {
 	case <-d.quit:
+		stopTelling()
 		return nil
 	case <-stopping.Done():
 	}
+	d.tellStopping()
+	stopTelling()
 	ctx, cancel := context.WithTimeout(context.Background(), stopTime+d.drain)
 	defer cancel()
 	return d.close(ctx)
@@ -171,11 +190,14 @@ func untilSignal(log *logrus.Entry) (ctx context.Context, ignore func()) {
 
 func newDaemon(log *logrus.Entry, l *limits, box *sandbox.Sandbox) *Daemon {
 	d := &Daemon{log: log, sandbox: box, channels: map[string]channel{}, quit: make(chan struct{}),
-		started: make(chan struct{})}
-	version := api.VersionInfo{QEMU: api.VersionTriple{Major: 11, Minor: 1, Micro: 3}, Package: "blkmirror " + Version}
+		started: make(chan struct{}), memory: budget.New(int64(l.memory)), counts: metrics.NewCounts()}
+	version := api.VersionInfo{QEMU: api.VersionTriple{Major: 11, Minor: 1, Micro: 3}, Package: "blkmirror " + build.Read().String()}
 	d.handlers = handlers.New(handlers.Config{
 		Version: version,
-		Emit:    func(e qmp.Event) { d.server.Emit(e) },
+		Emit: func(e qmp.Event) {
+			d.counts.Event(e)
+			d.server.Emit(e)
+		},
 		Quit:    d.quitCommand,
 		NBD:     nbdEvents(log),
 		Refused: func(err error) { log.WithField("err", err).Warn("NBD server refused a client") },
@@ -195,7 +217,9 @@ func newDaemon(log *logrus.Entry, l *limits, box *sandbox.Sandbox) *Daemon {
 			if d.closed {
 				return nil, server.ErrClosed
 			}
-			return d.handlers.Dispatch(ctx, name, args)
+			result, err := d.handlers.Dispatch(ctx, name, args)
+			d.counts.Command(name, err)
+			return result, err
 		}})
 	return d
 }
@@ -263,6 +287,7 @@ func with[T any](parse func(string) (*T, error), text string, do func(*T) error)
 
 // quitCommand is what the quit command does before it is answered.
 func (d *Daemon) quitCommand(ctx context.Context) error {
+	d.tellStopping()
 	d.server.StopCommands()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime+d.drain)
 	defer cancel()
@@ -290,7 +315,7 @@ func (d *Daemon) stop() error {
 			errs = append(errs, c.listener.Close())
 		}
 	}
-	errs = append(errs, d.web.Stop(ctx))
+	errs = append(errs, d.web.Stop(ctx), d.metrics.Stop(ctx))
 	if err := d.server.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		errs = append(errs, err)
 	}

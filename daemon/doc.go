@@ -9,6 +9,3 @@
 //
 // What commands do is in daemon/handlers; how option arguments are read in daemon/options.
 package daemon
-
-// Version is that of this program; released programs get theirs from the linker.
-var Version = "0.1.0-dev"

@@ -51,6 +51,7 @@ var outside = []foreign{
 	{"github.com/digitalocean/go-qemu/qmp", nil, true, "it is a foreign client for tests"},
 	{"lukechampine.com/blake3", []string{"job/digest"}, true, "one package knows what the digest of a disk is"},
 	{"github.com/spf13/cobra", []string{"cmd"}, false, "the command line of the client"},
+	{"github.com/prometheus", []string{"daemon/metrics"}, true, "what is shown to Prometheus is read in one place"},
 	{"github.com/vbauerster/mpb", []string{"cmd"}, false, "the progress bar of the client"},
 }
 

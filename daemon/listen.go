@@ -8,6 +8,7 @@ import (
 	"net"
 	"strconv"
 
+	"github.com/blkmirror/blkmirror/block/export/nbdserver"
 	"github.com/blkmirror/blkmirror/daemon/sockets"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
@@ -26,11 +27,11 @@ func (d *Daemon) listen(o *api.ChardevSocketOptions) (l net.Listener, how server
 	case o.Path != nil:
 		l, err = server.Listen(*o.Path)
 	case o.Fd != nil:
-		fd, bad := strconv.Atoi(*o.Fd)
-		if bad != nil {
-			return nil, how, fmt.Errorf("'fd' is not a number: %s", *o.Fd)
+		if fd, bad := strconv.Atoi(*o.Fd); bad == nil {
+			l, err = server.ListenFD(fd)
+		} else { // of systemd
+			l, err = nbdserver.ListenInherited(*o.Fd)
 		}
-		l, err = server.ListenFD(fd)
 	default:
 		l, err = server.ListenTCP(qmp.Or(o.Host, "localhost"), *o.Port)
 	}

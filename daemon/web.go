@@ -5,6 +5,7 @@ package daemon
 import (
 	"net"
 
+	"github.com/blkmirror/blkmirror/daemon/metrics"
 	"github.com/blkmirror/blkmirror/daemon/web"
 	"github.com/blkmirror/blkmirror/qmp/server"
 )
@@ -17,6 +18,7 @@ func (d *Daemon) startWeb(line *commandLine) (err error) {
 	if d.web, err = web.New(web.Config{Options: line.web, Dial: d.dial, Log: d.log}); err != nil {
 		return err
 	}
+	d.web.Handle("GET "+metrics.Path, d.metricsHandler())
 	return d.web.Start()
 }
 

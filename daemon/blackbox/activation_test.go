@@ -61,7 +61,7 @@ func TestSocketActivation(t *testing.T) {
 	slow, err := net.Listen("unix", dir+"/slow")
 	must(t, err)
 	defer slow.Close()
-	cmd, said := activated(t, dir, "--chardev", "socket,id=c,fd=4,server=on,wait=off", "--monitor", "c",
+	cmd, said := activated(t, dir, "--chardev", "socket,id=c,fd=qmp,server=on,wait=off", "--monitor", "c",
 		"--nbd-server", "addr.type=fd,addr.str=disks", "--blockdev", "null-co,node-name=d,size=1048576,read-zeroes=on",
 		"--blockdev", "nbd,node-name=r,read-only=on,export=r,server.type=unix,server.path="+dir+"/slow", "--export", "nbd,id=e,node-name=d")
 	early := map[string]net.Conn{}

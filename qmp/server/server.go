@@ -216,6 +216,9 @@ func (s *Server) begin(conn io.ReadWriteCloser, opts ListenerOptions) *session {
 	return ss
 }
 
+// Clients is how many sessions there are.
+func (s *Server) Clients() int { return s.sessionCount() }
+
 func (s *Server) sessionCount() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
