@@ -164,6 +164,12 @@ type LossForgiver interface {
 	ForgiveLoss()
 }
 
+// Withholder is a driver that keeps a part of what was written in the memory of the process until it is flushed, such as the tables
+// of a format. What was not flushed is gone when the process dies, not only when the host does.
+type Withholder interface {
+	Withholds()
+}
+
 // Reconnector is a driver that makes a new session with its server when the connection is lost. f is called after a new
 // session began and before any request is sent on it; unflushed says that writes which were answered and not flushed since
 // may be lost, because the server may have restarted. A flush that is called before f and answered after it is one of the

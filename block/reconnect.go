@@ -51,6 +51,15 @@ func (n *Node) Reconnects() bool {
 	return slices.ContainsFunc(n.edges(), func(e *Edge) bool { return e.Node().Reconnects() })
 }
 
+// Withholds says whether a part of what is written is in the memory of the process until a flush: whether the node's driver or one
+// below it is a [Withholder].
+func (n *Node) Withholds() bool {
+	if _, ok := n.Driver().(Withholder); ok {
+		return true
+	}
+	return slices.ContainsFunc(n.edges(), func(e *Edge) bool { return e.Node().Withholds() })
+}
+
 // Suspects calls f with the ranges of the disk that the node's driver suspects, or that of the node whose requests it passes on;
 // see [SuspectReporter]. What becomes of suspects in the file of a format is not known here.
 func (n *Node) Suspects(f func(off, length int64)) {

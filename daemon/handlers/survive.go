@@ -212,8 +212,9 @@ func (h *Handlers) keepMirror(k *keptJob, o *mirror.Options, found *intent.Found
 	if err != nil {
 		return err
 	}
+	unflushed := o.Target.Reconnects() || o.Target.Withholds() || o.Source.Withholds()
 	c := intent.Config{Size: k.size, Granularity: 512, Durability: h.kept.Durability, Boot: expect.Boot, Source: expect.Source,
-		Target: expect.Target, Unflushed: o.Target.Reconnects(), Region: h.kept.Region, Hot: h.kept.Hot}
+		Target: expect.Target, Unflushed: unflushed, Region: h.kept.Region, Hot: h.kept.Hot}
 	var dirty *bitmap.Bitmap
 	if found != nil {
 		dirty = found.Dirty

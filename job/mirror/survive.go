@@ -283,7 +283,7 @@ func (k *keeper) flush(ctx context.Context) (ok bool) {
 	}
 	defer gate.Leave()
 	tick := k.log.BeginFlush()
-	if k.log.Durability() == intent.Host && m.filter.source.Flush(ctx) != nil {
+	if (k.log.Durability() == intent.Host || m.opts.Source.Withholds()) && m.filter.source.Flush(ctx) != nil {
 		return false // the guest's next flush fails, too, or this was the job's end
 	}
 	if ok = m.flushTarget(m.reach()); ok {

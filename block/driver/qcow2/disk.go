@@ -147,6 +147,9 @@ func (d *Disk) Size() int64 { return d.size.Load() }
 // Limits tell the cluster size; requests of any alignment are taken.
 func (d *Disk) Limits() block.Limits { return block.Limits{Granularity: d.cluster} }
 
+// Withholds tells that tables are in memory until a flush.
+func (d *Disk) Withholds() {}
+
 // CanZeroUnmap says whether writes of zeroes can free clusters; version 2 has no zero clusters.
 func (d *Disk) CanZeroUnmap() bool { return d.version >= 3 }
 
@@ -198,6 +201,7 @@ var (
 	_ block.Driver         = (*Disk)(nil)
 	_ block.StatusReporter = (*Disk)(nil)
 	_ block.Limiter        = (*Disk)(nil)
+	_ block.Withholder     = (*Disk)(nil)
 	_ block.ChildPermitter = (*Disk)(nil)
 	_ block.BackingSetter  = (*Disk)(nil)
 
