@@ -77,6 +77,7 @@ func (l *loader) file(name, text string) error {
 		return fmt.Errorf("%s: %d definitions in the text, %d were parsed; look at '%s'",
 			name, len(found.definitions), len(parsed), stopped)
 	}
+	l.parts = append(l.parts, part{found.title, found.definitions})
 	for name, d := range found.docs {
 		if _, twice := l.docs[name]; twice {
 			return fmt.Errorf("'%s' is defined twice", name)

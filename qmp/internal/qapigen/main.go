@@ -6,6 +6,8 @@
 //
 //	go run ./qmp/internal/qapigen -out qmp/api
 //
+// Beside these it writes the schema for people, docs/reference/qmp.md.
+//
 // The text is parsed by go-qemu's qapi-schema, which stops without an error
 // at what it does not know. So the text is also scanned here, for the names
 // and the documentation of its definitions (scan.go), and a difference is an
@@ -21,6 +23,9 @@ import (
 
 	"github.com/blkmirror/blkmirror/qmp/schema"
 )
+
+// referencePage is where the page for people stands, seen from the generated package.
+const referencePage = "../../docs/reference/qmp.md"
 
 func main() {
 	out := flag.String("out", ".", "folder of the generated package")

@@ -14,6 +14,7 @@ type model struct {
 	alternates []*alternate
 	commands   []*command
 	events     []*event
+	parts      []part
 
 	byName map[string]definition
 }

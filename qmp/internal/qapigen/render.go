@@ -53,6 +53,7 @@ func render(m *model) (map[string][]byte, error) {
 		files[part.name] = text
 	}
 	files["introspect_gen.json"] = introspect(m)
+	files[referencePage] = reference(m)
 	return files, nil
 }
 

@@ -20,8 +20,9 @@ type doc struct {
 }
 
 // scanned is what the text says about its definitions without being parsed:
-// "kind name" in order, and documentation by name.
+// "kind name" in order, documentation by name, and the heading of the file.
 type scanned struct {
+	title       string
 	definitions []string
 	docs        map[string]doc
 }
@@ -40,6 +41,9 @@ func scan(file, text string) (scanned, error) {
 		switch {
 		case line == "##" && inBlock:
 			inBlock = false
+			if len(block) > 0 && strings.HasPrefix(block[0], "= ") {
+				s.title = block[0][2:]
+			}
 			pendingName, pending = parseDoc(block)
 			block = nil
 			continue
