@@ -88,6 +88,15 @@ func fill(p []byte, stamp uint64) {
 }
 
 func loadBy(t testing.TB, client *nbdguest.Client, size int64, seed uint64) *guests {
+	return load(t, client, size, seed, 0)
+}
+
+// durablyBy has guests ask that what they write is durable: an image that has to allocate keeps nothing else through a kill.
+func durablyBy(t testing.TB, client *nbdguest.Client, size int64, seed uint64) *guests {
+	return load(t, client, size, seed, nbdguest.FUA)
+}
+
+func load(t testing.TB, client *nbdguest.Client, size int64, seed uint64, flags nbdguest.CommandFlags) *guests {
 	g := &guests{t: t, stop: make(chan struct{}), blocks: map[uint64]uint64{}}
 	const writers = 3
 	for w := range uint64(writers) {
@@ -103,7 +112,7 @@ func loadBy(t testing.TB, client *nbdguest.Client, size int64, seed uint64) *gue
 				number := random.Uint64N(uint64(size)/guestBlock/writers)*writers + w
 				stamp := random.Uint64()
 				fill(p, stamp)
-				if err := client.WriteAt(t.Context(), p, number*guestBlock, 0); err != nil {
+				if err := client.WriteAt(t.Context(), p, number*guestBlock, flags); err != nil {
 					t.Errorf("a guest's write failed: %v", err)
 					return
 				}

@@ -50,7 +50,7 @@ func (h *Handlers) startCommit(ctx context.Context, a *api.BlockCommitArguments,
 		o.Wanted = again.wanted()
 	}
 	return h.startKept(k, func() error {
-		_, err := commit.Start(ctx, h.graph, h.jobs, o, after(ctx))
+		_, err := commit.Start(ctx, h.graph, h.jobs, o, h.begins(ctx))
 		return err
 	})
 }

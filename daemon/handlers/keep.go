@@ -29,6 +29,7 @@ type kept struct {
 	known   knowledge                 // of the last command; belongs to who holds the graph
 	stands  map[string]string         // the names of the nodes that exports stand on, by id; belongs to who holds the graph
 	jobs    []*keptJob                // the oldest first; belongs to who holds the graph
+	waiting *[]func()                 // the first work of jobs, while the daemon starts; else nil
 }
 
 // given is what the command line gave under one name.

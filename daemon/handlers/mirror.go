@@ -52,7 +52,7 @@ func (h *Handlers) startMirror(ctx context.Context, a *api.BlockdevMirrorArgumen
 		if err := h.keepMirror(k, &o, found); err != nil {
 			return err
 		}
-		_, err := mirror.Start(ctx, h.graph, h.jobs, o, after(ctx))
+		_, err := mirror.Start(ctx, h.graph, h.jobs, o, h.begins(ctx))
 		return err
 	})
 }

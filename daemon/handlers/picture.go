@@ -271,18 +271,23 @@ func (p *picture) backing(n, to *block.Node, was *api.BlockdevRefOrNull) *api.Bl
 		}
 		return &api.BlockdevRefOrNull{Null: &qmp.Null{}}
 	}
-	if opened, ok := p.opened[to]; was == nil && (!ok || opened.parent == n && !p.graph.Monitored(to) && opened.resolved.ReadOnly && p.asNamed(to)) {
+	if _, ok := p.opened[to]; was == nil && (!ok || p.fromHeader(n, to) && p.asNamed(to)) {
 		return nil
 	}
 	ref := p.reference(n, to, &api.BlockdevRef{})
 	return &api.BlockdevRefOrNull{Definition: ref.Definition, Reference: ref.Reference}
 }
 
+// fromHeader says whether to is what the header of n says, as it is opened then.
+func (p *picture) fromHeader(n, to *block.Node) bool {
+	opened := p.opened[to]
+	return opened.parent == n && !p.graph.Monitored(to) && opened.resolved.ReadOnly
+}
+
 // asNamed says whether the nodes below n are those that n and the images below it name.
 func (p *picture) asNamed(n *block.Node) bool {
 	for _, e := range n.Children() {
-		to := p.below(e.Node())
-		if opened := p.opened[to]; opened.parent != n || p.graph.Monitored(to) || !p.asNamed(to) {
+		if to := p.below(e.Node()); !p.fromHeader(n, to) || !p.asNamed(to) {
 			return false
 		}
 	}

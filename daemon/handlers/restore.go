@@ -69,6 +69,8 @@ func (h *Handlers) Restore(ctx context.Context, to Record, commandLine []Given, 
 	err error) {
 	r := &restoring{h: h, old: old, strict: strict}
 	h.kept.Record = to
+	h.kept.waiting = &[]func(){}
+	defer func() { h.letGo(err == nil && (!strict || len(failed) == 0)) }()
 	h.kept.given = map[string]given{}
 	if err := r.merge(commandLine); err != nil {
 		return r.failed, err
@@ -106,7 +108,11 @@ func (r *restoring) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return h.note(ctx, func() {})
+	if err := h.note(ctx, func() {}); err != nil || r.aside {
+		return err
+	}
+	_, files, err := r.jobsNow(ctx)
+	return errors.Join(err, h.kept.Dir.DropIntents(files))
 }
 
 // compareWith notes how a picture shows what the command line gave and the state did not change.

@@ -67,6 +67,29 @@ func (r *restoring) resumeJobs(ctx context.Context) {
 	}
 }
 
+// begins lets a job begin its work: after the reply to the command that made it, or when the start is over. Until then no job can come
+// to an end that would not be recorded, and take a node away that an export is about to stand on.
+func (h *Handlers) begins(ctx context.Context) job.After {
+	if h.kept.waiting == nil {
+		return after(ctx)
+	}
+	return func(f func()) { *h.kept.waiting = append(*h.kept.waiting, f) }
+}
+
+// letGo lets the jobs go on that came back. If the start failed they only clean up.
+func (h *Handlers) letGo(well bool) {
+	waiting := *h.kept.waiting
+	h.kept.waiting = nil
+	if !well {
+		for _, j := range h.jobs.Jobs() {
+			_ = j.Cancel(nil) // nothing keeps it from being cancelled
+		}
+	}
+	for _, f := range waiting {
+		f()
+	}
+}
+
 func (h *Handlers) resumeJob(ctx context.Context, j *resumption) error {
 	switch j.Command {
 	case "":

@@ -65,7 +65,7 @@ func (h *Handlers) startStream(ctx context.Context, a *api.BlockStreamArguments,
 		o.Wanted = again.wanted()
 	}
 	return h.startKept(k, func() error {
-		_, err := stream.Start(ctx, h.graph, h.jobs, o, after(ctx))
+		_, err := stream.Start(ctx, h.graph, h.jobs, o, h.begins(ctx))
 		return err
 	})
 }

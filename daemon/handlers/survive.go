@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -303,7 +304,9 @@ func (h *Handlers) dropFiles(k *keptJob) error {
 	var errs []error
 	for _, name := range []string{k.file, k.second} {
 		if name != "" {
-			errs = append(errs, h.kept.Dir.DropIntent(name))
+			if err := h.kept.Dir.DropIntent(name); !errors.Is(err, fs.ErrNotExist) { // the start may have found it unused
+				errs = append(errs, err)
+			}
 		}
 	}
 	return errors.Join(errs...)

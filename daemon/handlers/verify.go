@@ -84,7 +84,7 @@ func (h *Handlers) startVerify(ctx context.Context, a *api.BlockdevVerifyArgumen
 		}
 	}
 	return h.startKept(k, func() error {
-		_, err := verify.Start(ctx, h.graph, h.jobs, o, after(ctx))
+		_, err := verify.Start(ctx, h.graph, h.jobs, o, h.begins(ctx))
 		return err
 	})
 }

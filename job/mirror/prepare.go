@@ -184,7 +184,7 @@ func (m *Mirror) classify(ctx context.Context, at, n int64) (s scanned, err erro
 	if m.opts.Resume != nil {
 		length, dirty := m.resumeRun(at, n)
 		if !dirty {
-			return scanned{len: length}, nil
+			return scanned{len: length, counts: m.opts.Commit == CommitLower}, nil
 		}
 		n = length
 	}

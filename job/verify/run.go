@@ -39,6 +39,7 @@ type run struct {
 	inFlight int
 	digests  *digests         // nil if they are not wanted
 	early    map[int64]result // pieces behind the position, by their offset
+	flushed  bool             // what is compared was made durable before, as far as that is possible
 	tell     time.Time        // when OnPosition is due
 	told     int64            // the position that it was called at
 	results  chan result
@@ -202,6 +203,10 @@ func (r *run) step(ctx context.Context, size int64) error {
 		return err
 	}
 	r.job.SetBusy(true)
+	if !r.flushed {
+		r.flushed = true
+		r.flush(ctx)
+	}
 	piece, zero, failed := r.next(ctx, size)
 	if failed != nil || zero {
 		r.leave()
@@ -221,6 +226,19 @@ func (r *run) step(ctx context.Context, size int64) error {
 		r.results <- done
 	}()
 	return nil
+}
+
+// flush makes durable what the disks read as, so that it is also what they read as after a crash. Without that no position is of use
+// then. The caller is inside both gates.
+func (r *run) flush(ctx context.Context) {
+	if r.opts.OnPosition == nil {
+		return
+	}
+	if errors.Join(r.device.Edge.Flush(ctx), r.target.Edge.Flush(ctx)) != nil {
+		r.mu.Lock()
+		r.mu.unsure = true
+		r.mu.Unlock()
+	}
 }
 
 // next is the next piece, and whether both disks say that they read as zero there. The caller is inside both gates.

@@ -64,6 +64,7 @@ type Verify struct {
 		sync.Mutex
 		state    State
 		position Position
+		unsure   bool // the disks may read as something else after a crash
 	}
 }
 
@@ -132,10 +133,13 @@ func (v *Verify) Clean(error) error {
 	return err
 }
 
-// Position is how far the job has come.
+// Position is how far the job has come, zero if that is of no use to another one.
 func (v *Verify) Position() Position {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.mu.unsure {
+		return Position{}
+	}
 	return v.mu.position
 }
 

@@ -8,7 +8,8 @@ type hot struct {
 	entries []entry
 	written list
 	copied  list
-	limit   int
+	limit   int // how many of written stay
+	enough  int // of copied to take them back
 	// Writes that ended up to a tick are durable on both disks if a flush of each that began at it succeeded.
 	tick, flushed uint32
 }
@@ -30,12 +31,15 @@ const (
 	none     = -1
 	unlisted = -2
 
-	// copiedLimit is how many regions that were copied wait to be taken back.
-	copiedLimit = 16
+	// copiedLimit is how many regions that were copied wait to be taken back, and unflushedLimit how many do if that takes a flush.
+	copiedLimit, unflushedLimit = 16, 128
 )
 
-func (h *hot) init(regions int64, limit int) {
-	*h = hot{entries: make([]entry, regions), written: list{none, none, 0}, copied: list{none, none, 0}, limit: limit, tick: 1}
+func (h *hot) init(regions int64, limit int, unflushed bool) {
+	*h = hot{entries: make([]entry, regions), written: list{none, none, 0}, copied: list{none, none, 0}, limit: limit, enough: copiedLimit, tick: 1}
+	if unflushed {
+		h.enough = unflushedLimit
+	}
 	for i := range h.entries {
 		h.entries[i].next, h.entries[i].previous = unlisted, unlisted
 	}
@@ -67,7 +71,7 @@ func (h *hot) touch(r int64, copied bool) {
 }
 
 // full says whether Retire is due.
-func (h *hot) full() bool { return h.written.length > h.limit || h.copied.length >= copiedLimit }
+func (h *hot) full() bool { return h.written.length > h.limit || h.copied.length >= h.enough }
 
 func (h *hot) remove(r int64) {
 	e := &h.entries[r]

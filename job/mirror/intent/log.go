@@ -97,7 +97,7 @@ func Create(name string, f File, c Config, phase Phase, dirty *bitmap.Bitmap) (*
 	l.mu.phase = phase
 	l.mu.wanted, l.mu.recorded = make([]uint64, words), make([]uint64, words)
 	l.mu.stale = make([]bool, recordsFor(n))
-	l.mu.hot.init(n, l.hotLimit())
+	l.mu.hot.init(n, l.hotLimit(), c.Unflushed)
 	if dirty == nil || phase == Scanning {
 		l.markAllLocked()
 	} else {
