@@ -205,6 +205,14 @@ func TestRequestsDoNotAllocate(t *testing.T) {
 		"read":  func() error { return b.ReadAt(bg, p, 0) },
 		"write": func() error { return b.WriteAt(bg, p, 0, block.FUA) },
 		"flush": func() error { return b.Flush(bg) },
+		"status": func() error {
+			_, err := b.BlockStatus(bg, 0, 4096)
+			return err
+		},
+		"buffer": func() error {
+			block.GetBuffer(mib).Release()
+			return nil
+		},
 	} {
 		if count := testing.AllocsPerRun(100, func() { must(t, do()) }); count > 0 {
 			t.Errorf("%s: %v allocations", name, count)

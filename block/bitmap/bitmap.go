@@ -123,72 +123,62 @@ func (b *Bitmap) Clear(c Chunks) int64 {
 	}
 	removed := b.Count(c)
 	if removed > 0 {
-		eachWord(b.bits.Words(), c, func(word *uint64, mask uint64) bool {
-			*word &^= mask
-			return false
-		})
+		words := b.bits.Words()
+		r := rangeOf(c)
+		words[r.first] &^= r.head
+		if r.first < r.last {
+			clear(words[r.first+1 : r.last])
+			words[r.last] &^= r.tail
+		}
 		b.set -= removed
 	}
 	return removed
 }
 
-// eachWord calls f for every word that holds a bit of c, with the mask of those bits, until f says stop.
-func eachWord(words []uint64, c Chunks, f func(word *uint64, mask uint64) (stop bool)) {
-	first, last := c.First>>6, (c.End-1)>>6
-	for i := first; i <= last; i++ {
-		mask := ^uint64(0)
-		if i == first {
-			mask <<= uint(c.First & 63)
-		}
-		if i == last {
-			mask &= ^uint64(0) >> uint(63-(c.End-1)&63)
-		}
-		if f(&words[i], mask) {
-			return
-		}
+// wordRange is the words that hold the bits of some chunks. Of the first and the last one these are in head and tail.
+type wordRange struct {
+	first, last int64
+	head, tail  uint64
+}
+
+// rangeOf is where the bits of c are, of which there is one at least.
+func rangeOf(c Chunks) wordRange {
+	r := wordRange{c.First >> 6, (c.End - 1) >> 6, ^uint64(0) << uint(c.First&63), ^uint64(0) >> uint(63-(c.End-1)&63)}
+	if r.first == r.last {
+		r.head &= r.tail
+		r.tail = r.head
 	}
+	return r
 }
 
 // Count is the number of set bits in c.
 func (b *Bitmap) Count(c Chunks) int64 {
-	if c.Empty() || b.set == 0 {
+	switch all := b.All(); {
+	case c.Empty() || b.set == 0:
 		return 0
-	}
-	if c == b.All() {
+	case b.set == all.End:
+		return c.Len()
+	case c == all:
 		return b.set
 	}
-	var n int
-	eachWord(b.bits.Words(), c, func(word *uint64, mask uint64) bool {
-		n += bits.OnesCount64(*word & mask)
-		return false
-	})
+	words := b.bits.Words()
+	r := rangeOf(c)
+	n := bits.OnesCount64(words[r.first] & r.head)
+	if r.first < r.last {
+		for _, w := range words[r.first+1 : r.last] {
+			n += bits.OnesCount64(w)
+		}
+		n += bits.OnesCount64(words[r.last] & r.tail)
+	}
 	return int64(n)
 }
 
 // AnySet says whether a bit of c is set.
-func (b *Bitmap) AnySet(c Chunks) bool {
-	if c.Empty() || b.set == 0 {
-		return false
-	}
-	found := false
-	eachWord(b.bits.Words(), c, func(word *uint64, mask uint64) bool {
-		found = *word&mask != 0
-		return found
-	})
-	return found
-}
+func (b *Bitmap) AnySet(c Chunks) bool { return b.set > 0 && b.next(c, 0) < c.End }
 
 // AllSet says whether all bits of c are set; true when c is empty.
 func (b *Bitmap) AllSet(c Chunks) bool {
-	if c.Empty() || b.set == b.All().End {
-		return true
-	}
-	all := true
-	eachWord(b.bits.Words(), c, func(word *uint64, mask uint64) bool {
-		all = *word&mask == mask
-		return !all
-	})
-	return all
+	return b.set == b.All().End || b.next(c, ^uint64(0)) >= c.End
 }
 
 // NextSet finds the first set bit at or after chunk.
@@ -241,19 +231,31 @@ func (b *Bitmap) RunEnd(chunk, end int64) int64 {
 	return b.next(Chunks{chunk, end}, invert)
 }
 
-// next finds the first bit in c that is set after each word was changed by the exclusive or with invert.
+// next finds the first bit in c that is set after each word was changed by the exclusive or with invert; the end of c if there is
+// none.
 func (b *Bitmap) next(c Chunks, invert uint64) int64 {
 	if c.Empty() {
 		return c.End
 	}
-	at, found := c.First&^63, c.End
-	eachWord(b.bits.Words(), c, func(word *uint64, mask uint64) bool {
-		if hits := (*word ^ invert) & mask; hits != 0 {
-			found = at + int64(bits.TrailingZeros64(hits))
-			return true
+	words := b.bits.Words()
+	r := rangeOf(c)
+	if hits := (words[r.first] ^ invert) & r.head; hits != 0 {
+		return r.first<<6 + int64(bits.TrailingZeros64(hits))
+	}
+	at := r.first + 1
+	for ; at+8 <= r.last; at += 8 {
+		w := words[at : at+8 : at+8]
+		if (w[0]^invert)|(w[1]^invert)|(w[2]^invert)|(w[3]^invert)|(w[4]^invert)|(w[5]^invert)|(w[6]^invert)|(w[7]^invert) != 0 {
+			break
 		}
-		at += 64
-		return false
-	})
-	return found
+	}
+	for ; at < r.last; at++ {
+		if hits := words[at] ^ invert; hits != 0 {
+			return at<<6 + int64(bits.TrailingZeros64(hits))
+		}
+	}
+	if hits := (words[r.last] ^ invert) & r.tail; hits != 0 {
+		return r.last<<6 + int64(bits.TrailingZeros64(hits))
+	}
+	return c.End
 }

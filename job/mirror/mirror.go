@@ -376,7 +376,7 @@ func (m *Mirror) insert(ctx context.Context, tx *block.Tx) error {
 		}
 		tx.OnRollBack(func() { _ = b.SetBusy(false) })
 		if m.opts.Resume == nil {
-			m.planner.take(b.Snapshot()) // no write is under way
+			m.take(b.Snapshot()) // no write is under way
 		}
 	}
 	for _, n := range append(used, node) {

@@ -180,24 +180,39 @@ func (p *planner) synced() bool {
 
 // ---- What the scan of the source finds
 
-// markAll makes every chunk dirty; there is nothing left to scan.
-func (p *planner) markAll() {
-	p.d.Set(p.d.All())
-	p.scanned = p.d.Size()
+// slice is how many chunks are dealt with at once, half a MiB of a bitmap's words, so that no guest waits long for the planner.
+const slice = 1 << 22
+
+// markSlice makes the next chunks dirty that were not scanned, and says whether there are more: in the end there is nothing left
+// to scan.
+func (p *planner) markSlice() (more bool) {
+	next := min(p.scanned+slice*p.d.Granularity(), p.d.Size())
+	p.d.Set(p.d.Outward(p.scanned, next-p.scanned))
+	p.scanned = next
+	return next < p.d.Size()
 }
 
-// take makes dirty what is set in a bitmap of the source.
-func (p *planner) take(set *bitmap.Bitmap) {
-	p.eachSet(set, func(chunks bitmap.Chunks) { p.d.Set(chunks) })
+// take makes dirty what is set in a bitmap of the source, from one of its chunks on, and returns where it goes on; below all that
+// is not the end.
+func (p *planner) take(set *bitmap.Bitmap, from int64) (next, all int64) {
+	all = set.All().End
+	next = min(from+slice, all)
+	p.eachSetIn(set, bitmap.Chunks{First: from, End: next}, func(chunks bitmap.Chunks) { p.d.Set(chunks) })
+	return next, all
 }
 
 // skipScan leaves everything else clean: besides, the target is to get what guests write from now on.
 func (p *planner) skipScan() { p.scanned = p.d.Size() }
 
-// targetIsZero notes that the whole target reads as zero, but for what may have been lost since it did: that is dirty.
-func (p *planner) targetIsZero() {
-	p.z.Set(p.z.All())
-	p.eachSet(p.d, func(chunks bitmap.Chunks) { p.z.Clear(chunks) })
+// zeroSlice notes that the target reads as zero from a chunk on, but for what may have been lost since it did, which is dirty, and
+// returns where it goes on. Nothing is scanned yet, so that no guest's write changes the target meanwhile.
+func (p *planner) zeroSlice(from int64) (next, all int64) {
+	all = p.z.All().End
+	next = min(from+slice, all)
+	chunks := bitmap.Chunks{First: from, End: next}
+	p.z.Set(chunks)
+	p.eachSetIn(p.d, chunks, func(chunks bitmap.Chunks) { p.z.Clear(chunks) })
+	return next, all
 }
 
 // scan takes the next extent of the source, n bytes from where the last one ended: dirty makes the chunks that it touches
@@ -309,11 +324,15 @@ func (p *planner) distrust(regions *bitmap.Bitmap) {
 
 // eachSet calls f with the chunks that each run of set bits of a bitmap of the disk touches.
 func (p *planner) eachSet(b *bitmap.Bitmap, f func(bitmap.Chunks)) {
-	all := b.All().End
-	for first := b.NextSetBefore(0, all); first < all; {
-		end := b.RunEnd(first, all)
+	p.eachSetIn(b, b.All(), f)
+}
+
+// eachSetIn is eachSet for some chunks of b.
+func (p *planner) eachSetIn(b *bitmap.Bitmap, c bitmap.Chunks, f func(bitmap.Chunks)) {
+	for first := b.NextSetBefore(c.First, c.End); first < c.End; {
+		end := b.RunEnd(first, c.End)
 		f(p.d.Outward(b.Bytes(bitmap.Chunks{First: first, End: end})))
-		first = b.NextSetBefore(end, all)
+		first = b.NextSetBefore(end, c.End)
 	}
 }
 

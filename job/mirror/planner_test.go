@@ -564,3 +564,84 @@ func TestStopped(t *testing.T) {
 	b.endGuest(b.ops["b"], false, false)
 	b.state("", "")
 }
+
+// markAll makes every chunk dirty, and targetIsZero has the planner know that the target reads as zero.
+func (p *planner) markAll() {
+	for p.markSlice() {
+	}
+}
+
+func (p *planner) targetIsZero() {
+	for at, all := p.zeroSlice(0); at < all; {
+		at, all = p.zeroSlice(at)
+	}
+}
+
+// What the planner does with a large disk it does in bounded pieces, so that no guest waits for all of it: neither at the start,
+// nor in the search for what is to be copied.
+func TestSlices(t *testing.T) {
+	p, err := newPlanner(2<<40, 64<<10, WriteBlocking) // eight slices
+	must(t, err)
+	chunks, calls := p.d.All().End, int64(0)
+	for at, more := int64(0), true; more; calls++ {
+		next, all := p.zeroSlice(at)
+		if next-at > slice || p.z.Len() != next {
+			t.Fatalf("at %d the target is known to be zero up to %d, in %d chunks", at, next, p.z.Len())
+		}
+		at, more = next, next < all
+	}
+	if calls != chunks/slice || p.z.Len() != chunks {
+		t.Errorf("%d calls for %d chunks", calls, chunks)
+	}
+	for more, before := true, int64(0); more; before = p.scanned {
+		if more = p.markSlice(); p.scanned-before > slice*p.d.Granularity() || p.d.Len()*p.d.Granularity() != p.scanned {
+			t.Fatalf("scanned from %d to %d, %d chunks dirty", before, p.scanned, p.d.Len())
+		}
+	}
+	if p.d.Len() != chunks {
+		t.Errorf("%d chunks of %d are dirty", p.d.Len(), chunks)
+	}
+	taken, err := newPlanner(2<<40, 64<<10, WriteBlocking)
+	must(t, err)
+	for at, more := int64(0), true; more; {
+		next, all := taken.take(p.d, at)
+		if next-at > slice {
+			t.Fatalf("%d chunks at once", next-at)
+		}
+		at, more = next, next < all
+	}
+	if taken.d.Len() != chunks {
+		t.Errorf("%d chunks of %d were taken", taken.d.Len(), chunks)
+	}
+	p.d.Clear(bitmap.Chunks{First: 0, End: chunks - 1})
+	o := &op{}
+	for calls = 0; ; calls++ {
+		before := p.cursor
+		f := p.nextCopy(o, 1<<20, span{}, 0)
+		if f == foundWork {
+			break
+		}
+		if f == foundNone || p.cursor-before > searchSlice {
+			t.Fatalf("the search went from %d to %d and found %v", before, p.cursor, f)
+		}
+	}
+	if calls < chunks/searchSlice-1 {
+		t.Errorf("%d calls went over %d chunks", calls, chunks)
+	}
+}
+
+// Two bits for each chunk, whatever the size; a granularity that needs more than there may be is refused, and one named that fits.
+func TestBitmapMemory(t *testing.T) {
+	_, err := newPlanner(64<<40, 512, Background)
+	if err == nil || !strings.Contains(err.Error(), "Granularity 512 is too fine") || !strings.HasSuffix(err.Error(), "granularity 65536 fits") {
+		t.Fatalf("64 TiB with a granularity of 512: %v", err)
+	}
+	p, err := newPlanner(64<<40, 64<<10, Background)
+	must(t, err)
+	if got := p.d.All().End + p.z.All().End; got != 2<<30 {
+		t.Errorf("%d bits for %d chunks", got, int64(1<<30))
+	}
+	if got := p.fresh.All().End + p.flushing.All().End; got > 1<<18 {
+		t.Errorf("%d bits besides", got)
+	}
+}

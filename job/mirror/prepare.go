@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/blkmirror/blkmirror/block"
+	"github.com/blkmirror/blkmirror/block/bitmap"
 )
 
 // scanSlice is how much of the source one step of the scan takes in at most, so that no guest waits long for the planner.
@@ -43,17 +44,32 @@ func (l *loop) prepare(ctx context.Context) error {
 		}
 		zero = true
 	}
-	m.mu.Lock()
-	if zero {
-		m.planner.targetIsZero()
-	} else {
-		m.planner.markAll()
-	}
-	m.mu.Unlock()
 	if !zero {
+		m.inSlices(func(int64) (int64, bool) { return 0, m.planner.markSlice() })
 		return nil
 	}
+	m.inSlices(func(at int64) (int64, bool) {
+		next, all := m.planner.zeroSlice(at)
+		return next, next < all
+	})
 	return l.scan(ctx)
+}
+
+// inSlices has the planner do something piece by piece, each from where the one before ended, and lets guests in between.
+func (m *Mirror) inSlices(do func(at int64) (next int64, more bool)) {
+	for at, more := int64(0), true; more; {
+		m.mu.Lock()
+		at, more = do(at)
+		m.mu.Unlock()
+	}
+}
+
+// take makes dirty what is set in a bitmap.
+func (m *Mirror) take(set *bitmap.Bitmap) {
+	m.inSlices(func(at int64) (int64, bool) {
+		next, all := m.planner.take(set, at)
+		return next, next < all
+	})
 }
 
 // written says whether somebody wrote to a node since it was opened, so that what it reads as may not be durable.
@@ -150,13 +166,14 @@ func (l *loop) lookAndWait(ctx context.Context) error {
 func (l *loop) scan(ctx context.Context) error {
 	m := l.m
 	size := m.planner.d.Size()
+	most := min(scanSlice, slice*m.planner.d.Granularity())
 	for at := int64(0); at < size; {
 		if err := l.look(ctx); err != nil {
 			return err
 		}
 		var found scanned
 		err := l.inside(ctx, func() (err error) {
-			found, err = m.classify(ctx, at, min(size-at, scanSlice))
+			found, err = m.classify(ctx, at, min(size-at, most))
 			return err
 		})
 		if err != nil {

@@ -376,13 +376,13 @@ func (l *loop) resumeScope(ctx context.Context) error {
 			return err
 		}
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	if r.Dirty == nil {
-		m.planner.markAll()
+		m.inSlices(func(int64) (int64, bool) { return 0, m.planner.markSlice() })
 		return nil
 	}
-	m.planner.take(r.Dirty)
+	m.take(r.Dirty)
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.planner.skipScan()
 	return nil
 }
