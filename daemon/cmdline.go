@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/blkmirror/blkmirror/daemon/config"
 	"github.com/blkmirror/blkmirror/daemon/web"
 	"github.com/blkmirror/blkmirror/job/mirror/intent"
 )
@@ -19,9 +20,15 @@ const maxDrain = 24 * time.Hour
 // step is one option of the command line that is carried out in its turn.
 type step struct {
 	option, text string
+	place        *config.Place // nil for one of the command line
 }
 
-func (s step) String() string { return "--" + s.option + " " + s.text }
+func (s step) String() string {
+	if s.place != nil {
+		return s.place.String() + ": " + s.option
+	}
+	return "--" + s.option + " " + s.text
+}
 
 // commandLine is what the command line says.
 type commandLine struct {
@@ -35,6 +42,7 @@ type commandLine struct {
 	stateDir      string
 	restore       restoreMode
 	durability    intent.Durability
+	checkOnly     bool
 	help, version bool
 	usage         string
 }
@@ -48,11 +56,14 @@ type stepValue struct {
 func (v stepValue) String() string { return "" }
 func (v stepValue) Type() string   { return "" }
 func (v stepValue) Set(text string) error {
-	v.line.steps = append(v.line.steps, step{v.option, text})
+	v.line.steps = append(v.line.steps, step{option: v.option, text: text})
 	return nil
 }
 
-func parseCommandLine(args []string) (*commandLine, error) {
+func parseCommandLine(args []string) (*commandLine, error) { return parse(args, nil) }
+
+// parse reads a command line that comes after files, which it names; nil if they are not known yet.
+func parse(args, files []string) (*commandLine, error) {
 	line := &commandLine{}
 	flags := pflag.NewFlagSet("blkmirrord", pflag.ContinueOnError)
 	flags.SortFlags = false
@@ -74,12 +85,28 @@ func parseCommandLine(args []string) (*commandLine, error) {
 	line.limits.addTo(flags)
 	line.web.AddTo(flags)
 	line.watch.addTo(flags)
+	configs := flags.StringArray("config", nil, "take options from `FILE`, in YAML, as if they stood first; those of the command line override it or add to it")
+	flags.BoolVar(&line.checkOnly, "check-config", false, "say what is wrong with the options, as far as can be told without acting on them, and exit")
 	flags.BoolVarP(&line.help, "help", "h", false, "show this text")
 	flags.BoolVarP(&line.version, "version", "V", false, "show the version")
 	line.usage = "usage: blkmirrord [OPTION...]\n\nA storage daemon that exports disk images and mirrors them while they are in use.\n" +
 		"Options act in the order in which they are given. A SPEC may also be a JSON object.\n\n" + flags.FlagUsages()
+	if err := line.readConfigs(flags, files); err != nil {
+		return nil, err
+	}
 	if err := flags.Parse(args); err != nil {
 		return nil, err
+	}
+	if files == nil && len(*configs) > 0 {
+		return parse(args, *configs)
+	}
+	for _, s := range line.steps {
+		if !line.checkOnly {
+			break
+		}
+		if err := s.check(); err != nil {
+			return nil, err
+		}
 	}
 	if err := line.limits.check(); err != nil {
 		return nil, err

@@ -81,6 +81,10 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stdout, build.Read().Describe("blkmirrord"))
 		return 0
 	}
+	if line.checkOnly {
+		fmt.Fprintln(stdout, "blkmirrord: the options are well-formed")
+		return 0
+	}
 	if line.daemonize && !isBackground() {
 		return startBackground(args, stderr)
 	}
@@ -267,11 +271,7 @@ func (d *Daemon) perform(ctx context.Context, s step) error {
 	case "qmp":
 		err = with(options.QMP, s.text, d.addQMP)
 	}
-	var named optionError
-	if err != nil && !errors.As(err, &named) {
-		err = fmt.Errorf("%s: %w", s, err)
-	}
-	return err
+	return s.explain(err)
 }
 
 // optionError is one that names its option already.

@@ -40,7 +40,10 @@ func (d *Daemon) restore(ctx context.Context, line *commandLine) (rest []step, e
 	}
 	d.command.Lock()
 	defer d.command.Unlock()
-	trouble := func(err error) { d.log.WithField("err", err).Warn("state directory") }
+	trouble := func(err error) {
+		d.counts.StateFailed()
+		d.log.WithField("err", err).Warn("state directory")
+	}
 	record := handlers.Record{Dir: d.state, Trouble: trouble, Durability: line.durability, Resumed: d.resumed}
 	failed, err := d.handlers.Restore(ctx, record, given, old, line.restore == restoreStrict)
 	switch {
@@ -50,6 +53,7 @@ func (d *Daemon) restore(ctx context.Context, line *commandLine) (rest []step, e
 		return nil, fmt.Errorf("--state-dir %s: the state cannot be restored (--restore=best-effort leaves out what fails):\n%w",
 			line.stateDir, errors.Join(failed...))
 	}
+	d.counts.NotRestored(len(failed))
 	for _, f := range failed {
 		d.log.WithFields(logrus.Fields{"err": f}).Error("not restored")
 	}
@@ -102,7 +106,7 @@ func givenBy(steps []step) (given []handlers.Given, rest []step, err error) {
 			continue
 		}
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, s.explain(err)
 		}
 		given = append(given, g)
 	}

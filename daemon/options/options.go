@@ -83,7 +83,7 @@ func Monitor(text string) (*api.MonitorOptions, error) {
 		return nil, err
 	}
 	if v.Mode == api.MonitorModeReadline {
-		return nil, fmt.Errorf("--monitor %s: mode=readline is not available", text)
+		return nil, fmt.Errorf("--monitor %s: %w", text, errors.New("mode=readline is not available"))
 	}
 	return v, nil
 }
