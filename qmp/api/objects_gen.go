@@ -2551,7 +2551,8 @@ func (v BlockJobErrorEvent) MarshalJSON() ([]byte, error) { return qmp.Encode(&v
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *BlockJobErrorEvent) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
-// MirrorResumedEvent: A mirror goes on after a restart of the daemon (an addition).
+// MirrorResumedEvent: A mirror or a commit goes on after a restart of the daemon (an
+// addition).
 type MirrorResumedEvent struct {
 	// id of the job
 	Device string
