@@ -21,7 +21,7 @@ SHELL     := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 test_run  := $(GO) run .ci/report.go -timeout $(TIMEOUT)
 # Packages whose tests, or some of them, take too long for `make test` and ask for BLKMIRROR_INTEROP; those that exist are run.
-interop   := daemon/guest daemon/hosts daemon/images daemon/packaging
+interop   := daemon/browser daemon/guest daemon/hosts daemon/images daemon/packaging
 # ST1005: error texts of QMP begin with a capital letter, as clients know them.
 checks    := inherit,-ST1005
 
@@ -63,7 +63,7 @@ interop: ## run the tests that need virtual machines or take minutes; installs m
 
 .PHONY: race
 race: ## run all tests but those of the built binaries under the race detector
-	$(test_run) -race $$($(GO) list ./... | grep -Ev '/daemon/(blackbox|guest|hosts|images)$$')
+	$(test_run) -race $$($(GO) list ./... | grep -Ev '/daemon/(blackbox|browser|guest|hosts|images)$$')
 
 .PHONY: invariants
 invariants: ## run the tests of block layer and jobs with all invariants checked at every step
@@ -101,6 +101,10 @@ fuzz: ## run every fuzz target for a while (FUZZTIME=10s)
 	        echo "$$(dirname $$file) $$target"; \
 	        $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file); \
 	    done; done
+
+.PHONY: pictures
+pictures: ## make the screenshots of docs/web.md again, with chromium
+	BLKMIRROR_INTEROP=1 $(GO) test ./daemon/browser -count=1 -v -browser.pictures $(CURDIR)/docs/images
 
 .PHONY: soak
 soak: ## run the randomised mirror test with many seeds (SEEDS=10000)

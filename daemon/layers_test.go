@@ -50,6 +50,7 @@ var outside = []foreign{
 	{"github.com/digitalocean/go-qemu/qapi-schema", []string{"qmp/internal/qapigen"}, false, "the schema is read when code is generated"},
 	{"github.com/digitalocean/go-qemu/qmp", nil, true, "it is a foreign client for tests"},
 	{"lukechampine.com/blake3", []string{"job/digest"}, true, "one package knows what the digest of a disk is"},
+	{"github.com/chromedp", nil, true, "it drives a browser for tests"},
 	{"github.com/spf13/cobra", []string{"cmd"}, false, "the command line of the client"},
 	{"github.com/prometheus", []string{"daemon/metrics"}, true, "what is shown to Prometheus is read in one place"},
 	{"github.com/vbauerster/mpb", []string{"cmd"}, false, "the progress bar of the client"},

@@ -32,8 +32,10 @@ const (
 // token is what a browser must show to control jobs: its digest, so that comparing says nothing about it.
 type token [sha256.Size]byte
 
+func tokenOf(text string) token { return sha256.Sum256([]byte(text)) }
+
 func (t token) is(shown string) bool {
-	digest := sha256.Sum256([]byte(shown))
+	digest := tokenOf(shown)
 	return subtle.ConstantTimeCompare(t[:], digest[:]) == 1
 }
 
@@ -42,14 +44,14 @@ func (t token) is(shown string) bool {
 func readToken(path string) (t token, text string, err error) {
 	if path == "" {
 		text = rand.Text()
-		return sha256.Sum256([]byte(text)), text, nil
+		return tokenOf(text), text, nil
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	switch {
 	case err == nil:
 		made := rand.Text()
 		_, err = f.WriteString(made + "\n")
-		return sha256.Sum256([]byte(made)), "", errors.Join(err, f.Close())
+		return tokenOf(made), "", errors.Join(err, f.Close())
 	case !errors.Is(err, fs.ErrExist):
 		return t, "", fmt.Errorf("--web-token: %w", err)
 	}
@@ -72,7 +74,7 @@ func readToken(path string) (t token, text string, err error) {
 	if len(kept) < leastToken {
 		return t, "", fmt.Errorf("--web-token: '%s' has a token of less than %d characters", path, leastToken)
 	}
-	return sha256.Sum256([]byte(kept)), "", nil
+	return tokenOf(kept), "", nil
 }
 
 // order is what a browser wants of a job.

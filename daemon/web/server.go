@@ -81,6 +81,12 @@ func (s *Server) Start() error {
 			s.config.Log.WithField("token", text).Warn("web page: this token controls jobs; --web-token keeps it in a file instead")
 		}
 	}
+	s.serve(l)
+	return nil
+}
+
+// serve serves what comes to a listener.
+func (s *Server) serve(l net.Listener) {
 	s.addr = l.Addr()
 	s.hosts = newHosts(&s.config.Options, l.Addr())
 	ctx, cancel := context.WithCancel(context.Background())
@@ -98,7 +104,6 @@ func (s *Server) Start() error {
 			s.config.Log.WithField("err", err).Error("web page ended")
 		}
 	})
-	return nil
 }
 
 // Addr is where the server listens.

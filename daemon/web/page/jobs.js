@@ -35,8 +35,8 @@ function waits(j) {
 function figures(j) {
   const list = [];
   const add = (name, value) => list.push([name, value]);
-  if (j.rate !== undefined) add("Rate", rate(j.rate));
-  if (j["dirty-bytes"] > 0 || j.status === "running") add("Time left", seconds(j["seconds-left"]));
+  if (j.rate !== undefined && !["paused", "standby", "concluded"].includes(j.status)) add("Rate", rate(j.rate));
+  if (j.status === "running" || j.status === "ready") add("Time left", seconds(j["seconds-left"]));
   if (j["dirty-bytes"] !== undefined) add("Left to do", bytes(j["dirty-bytes"]));
   if (j["copied-bytes"] !== undefined) add("Copied", bytes(j["copied-bytes"]));
   if (j["offloaded-bytes"] > 0) add("By the kernel", bytes(j["offloaded-bytes"]));
