@@ -265,7 +265,7 @@ func (h *Handlers) findIntent(j *resumption, o *mirror.Options) (*intent.Found, 
 			h.kept.Trouble(fmt.Errorf("job '%s' compares more at its end: %w", o.JobID, why))
 		}
 	}
-	o.Resume = &mirror.Resume{Dirty: found.Dirty, Flight: flight, OnResumed: func(left int64) {
+	o.Resume = &mirror.Resume{Dirty: found.Dirty, Flight: flight, Pass: found.Pass, OnResumed: func(left int64) {
 		h.goesOn(o.JobID, left, reason)
 		h.tell(&api.MirrorResumedEvent{Device: o.JobID, BytesLeft: left, All: found.Dirty == nil, Reason: nonEmpty(reason)})
 	}}

@@ -223,6 +223,11 @@ func (h *Handlers) keepMirror(k *keptJob, o *mirror.Options, found *intent.Found
 	if k.file, k.log, err = h.newIntent(c, dirty); err != nil {
 		return err
 	}
+	if found != nil && found.Pass != nil {
+		if err := k.log.SetPass(*found.Pass); err != nil {
+			return err
+		}
+	}
 	if o.Target.Reconnects() {
 		flight, err := bitmap.New(k.size, 512<<10) // nothing
 		if err != nil {

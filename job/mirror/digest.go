@@ -75,7 +75,7 @@ func (l *loop) seek(completing bool) (ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	v := m.planner.verify
-	if !completing || m.planner.unverified() > l.verifyRestMost() {
+	if !v.begun() || !completing || m.planner.unverified() > l.verifyRestMost() {
 		v.seeking, l.chase = false, chase{}
 		return false
 	}

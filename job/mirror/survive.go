@@ -4,6 +4,7 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ import (
 type Resume struct {
 	Dirty  *bitmap.Bitmap // what may differ; nil for everything
 	Flight *bitmap.Bitmap // what was on its way to a target behind a connection; nil for everything
+	Pass   *intent.Pass   // the comparison that was begun last; nil if there was none
 	// OnResumed is told how many bytes are left, once that is known. It may be nil.
 	OnResumed func(left int64)
 }
@@ -41,6 +43,7 @@ type keeper struct {
 	work   chan struct{} // holds one token: the right to work
 	known  atomic.Bool   // the start is over: all is scanned
 	ill    atomic.Bool   // the file could not be written when that was last tried
+	passed atomic.Bool   // the comparison has come further than the file says
 	losses atomic.Uint64 // how often more was made dirty than is marked, see lost
 	marked atomic.Uint64 // losses when all of it was marked last
 }
@@ -61,6 +64,9 @@ func (k *keeper) poke() {
 
 // tell tells of trouble, once until it is over.
 func (k *keeper) tell(err error) {
+	if k == nil {
+		return
+	}
 	if err == nil {
 		k.ill.Store(false)
 		return
@@ -152,6 +158,29 @@ func (k *keeper) phase(p intent.Phase) error {
 	return k.log.SetPhase(p)
 }
 
+// passes has it recorded how far the comparison is.
+func (k *keeper) passes() {
+	if k != nil {
+		k.passed.Store(true)
+		k.poke()
+	}
+}
+
+// pass records how far the comparison is.
+func (k *keeper) pass() error {
+	if k == nil {
+		return nil
+	}
+	m := k.m
+	m.mu.Lock()
+	p, begun := m.planner.pass()
+	m.mu.Unlock()
+	if !begun {
+		return nil
+	}
+	return k.log.SetPass(p)
+}
+
 // end records that the job is over, before guests' writes pass by. As long as that is not recorded they must not.
 func (k *keeper) end() {
 	if k == nil {
@@ -193,7 +222,7 @@ func (k *keeper) start() (stop func()) {
 		cancel()
 		<-ended
 		if k.log.Kept() && (!k.log.Unflushed() || k.flush(context.Background())) { // nobody writes any more
-			k.tell(k.log.Retire(k.clean, true))
+			k.tell(errors.Join(k.pass(), k.log.Retire(k.clean, true)))
 		}
 	}
 }
@@ -227,6 +256,13 @@ func (k *keeper) tidy(ctx context.Context) (ok bool) {
 			return false
 		}
 		k.marked.Store(losses)
+	}
+	if k.passed.Swap(false) {
+		if err := k.pass(); err != nil {
+			k.passed.Store(true)
+			k.tell(err)
+			return false
+		}
 	}
 	var err error
 	scanning := k.log.Phase() == intent.Scanning

@@ -80,7 +80,7 @@ func (w *world) begin(source, target *blocktest.Mem, log *blocktest.Mem, o Optio
 	phase := intent.Scanning
 	o.AutoFinalize = true
 	if found != nil {
-		o.Resume = &Resume{Dirty: found.Dirty}
+		o.Resume = &Resume{Dirty: found.Dirty, Pass: found.Pass}
 		if found.Dirty != nil {
 			phase = intent.Copying
 		}
@@ -92,6 +92,9 @@ func (w *world) begin(source, target *blocktest.Mem, log *blocktest.Mem, o Optio
 		w.log, err = intent.Create("log", w.file, w.config, phase, found.Dirty)
 	}
 	must(w.t, err)
+	if found != nil && found.Pass != nil {
+		must(w.t, w.log.SetPass(*found.Pass))
+	}
 	o.Intent = w.log
 	w.m = w.start(o)
 }
@@ -224,6 +227,9 @@ func TestCrashAndResume(t *testing.T) {
 			}
 			o := Options{Mode: one(random, Background, WriteBlocking), Granularity: 4096, BufSize: 64 << 10, Sync: one(random, SyncFull, SyncFull, SyncNone)}
 			same := o.Sync == SyncFull
+			o.Verify = same && random.IntN(2) == 0
+			o.OnDifference = func(d Difference) { t.Errorf("a difference that is none: %+v", d) }
+			o.Digest = o.Verify && random.IntN(2) == 0
 			w.begin(source, target, blocktest.NewMem(blocktest.MemOptions{Size: logSize}), o, nil)
 			for range 1 + random.IntN(4) {
 				w.write(3)
@@ -349,4 +355,71 @@ func TestResumeCopiesLittle(t *testing.T) {
 		must(t, w.m.job.Cancel(nil))
 		w.over(w.m)
 	})
+}
+
+// A comparison goes on after a restart where it was: what was compared is not read again, but for what guests wrote last.
+func TestVerifyResumes(t *testing.T) {
+	for name, digests := range map[string]bool{"plain": false, "with a digest, from the start": true} {
+		t.Run(name, func(t *testing.T) {
+			in(t, func(t *testing.T) {
+				const size, region = 16 * mib, 64 * kib
+				w := &world{rig: &rig{t: t}, random: rand.New(rand.NewPCG(1, 1)), answered: map[int64]byte{}, possible: map[int64]map[byte]bool{}}
+				disk := intent.Identity{Inode: 1, Size: size}
+				w.config = intent.Config{Size: size, Granularity: 64 * kib, Region: region, Hot: 8, Durability: intent.Process, Source: disk, Target: disk}
+				var k told
+				o := k.options(Options{Mode: WriteBlocking, Granularity: 64 * kib, Digest: digests, Speed: mib})
+				empty := blocktest.MemOptions{Size: size}
+				log := blocktest.MemOptions{Size: logSize}
+				w.begin(blocktest.NewMemOf(pattern(1, size), empty), blocktest.NewMem(empty), blocktest.NewMem(log), o, nil)
+				w.ready(w.m)
+				must(t, w.target.mem.WriteAt(bg, []byte{0}, 3*mib+77, 0)) // a difference that is found soon
+				restart := func() (left int64) {
+					left = w.m.State().Proof.Left
+					source, target, image := w.crash(false)
+					found := intent.Load("log", logReader{image}, intent.Expect{Source: disk, Target: disk})
+					if found.Pass == nil || found.Pass.Number == 0 {
+						t.Fatalf("%+v", found)
+					}
+					w.begin(source, target, blocktest.NewMem(log), o, found)
+					w.ready(w.m)
+					return left
+				}
+				for p := w.m.State().Proof; p.Left > size/2; p = w.m.State().Proof {
+					time.Sleep(time.Second)
+				}
+				time.Sleep(2 * keepPassEvery) // as long as it may take until that is known
+				left := restart()
+				now := w.m.State().Proof
+				if most := left + 2*int64(keepPassEvery/time.Second)*mib + 24*region; digests != (now.Left > most) || now.Left < left {
+					t.Errorf("%d bytes were left, now it is %+v", left, now)
+				}
+				if !digests && now.Differing != sector {
+					t.Errorf("%d bytes differed, and %d do after the restart", sector, now.Differing)
+				}
+				for w.m.State().Proof.Left > 0 {
+					time.Sleep(time.Second)
+				}
+				time.Sleep(time.Second)
+				if left := restart(); left != 0 {
+					t.Fatalf("%d bytes are left", left)
+				}
+				if p := w.m.State().Proof; !digests && p.Left > 24*region {
+					t.Errorf("all was compared before the restart, and now it is %+v", p)
+				}
+				// The next pass is over the whole disk, from the moment on when the command was answered.
+				for w.m.State().Proof.Left > 0 {
+					time.Sleep(time.Second)
+				}
+				time.Sleep(time.Second)
+				must(t, w.m.job.SetSpeed(1))
+				must(t, w.m.Verify())
+				restart()
+				if p := w.m.State().Proof; p.Left < size-mib || p.Differing != 0 {
+					t.Errorf("after a restart in another pass: %+v", p)
+				}
+				must(t, w.m.job.Cancel(nil))
+				w.over(w.m)
+			})
+		})
+	}
 }

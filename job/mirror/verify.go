@@ -24,6 +24,8 @@ const (
 	// How often differences are told at most, and how many ranges at once. What lies beyond is told as one range.
 	tellEvery = time.Second
 	tellMost  = 16
+	// How often it is recorded how far the comparison is.
+	keepPassEvery = 5 * time.Second
 )
 
 var errDiffersAgain = errors.New("The target differs from the source again where it did before, and was copied since")
@@ -46,11 +48,11 @@ type Proof struct {
 // proofLocked is a snapshot.
 func (m *Mirror) proofLocked() Proof {
 	v := m.planner.verify
-	if v == nil || !m.opts.Verify && !v.begun {
+	if !m.opts.Verify && !v.begun() {
 		return Proof{}
 	}
 	p := Proof{On: true, Left: max(m.planner.unverified(), m.planner.staleBytes()), Differing: v.differing, Digest: m.proof.digest}
-	if !v.begun {
+	if !v.begun() {
 		p.Left = m.planner.d.Size()
 	}
 	p.Verified = m.planner.d.Size() - p.Left
@@ -61,7 +63,15 @@ func (m *Mirror) proofLocked() Proof {
 func (m *Mirror) beginVerify() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.opts.Verify {
+	r := m.opts.Resume
+	switch {
+	case m.planner.verify == nil:
+	case r != nil && r.Pass != nil && !m.opts.Digest: // the digests of leaves are not known any more
+		m.planner.resumeVerify(r.Pass)
+	case m.opts.Verify:
+		if r != nil && r.Pass != nil {
+			m.planner.verify.pass = r.Pass.Number
+		}
 		m.planner.beginVerify()
 	}
 }
@@ -78,14 +88,22 @@ func (m *Mirror) Verify() error {
 	case complete || !m.job.IsReady():
 		return invalid("Job '%s' compares its disks only while it is ready, and not about to complete", m.opts.JobID)
 	}
+	if err := m.nextPass(); err != nil {
+		return err
+	}
+	m.keeper.tell(m.keeper.pass()) // if it fails, a restart forgets this pass, which is no worse than not to begin it
+	m.job.Poke()
+	return nil
+}
+
+func (m *Mirror) nextPass() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.planner.verify.begun && !m.proof.finished {
+	if m.planner.verify.begun() && !m.proof.finished {
 		return invalid("Job '%s' compares its disks already, and has %d bytes left", m.opts.JobID, m.planner.unverified())
 	}
 	m.planner.beginVerify()
 	m.proof.finished = false
-	m.job.Poke()
 	return nil
 }
 
@@ -356,6 +374,7 @@ type proof struct {
 	untold   []Difference
 	next     time.Time // when the next differences may be told
 	finished bool      // it was told that the comparison is over
+	kept     time.Time // when it was last recorded how far it is
 	digest   Digest    // once the job has completed
 }
 
@@ -390,10 +409,17 @@ func (m *Mirror) tell(now time.Time, last bool) time.Duration {
 		p.next = now.Add(tellEvery)
 	}
 	v := m.planner.verify
-	over := v.begun && v.todo.Len() == 0 && !p.finished
+	over := v.begun() && v.todo.Len() == 0 && !p.finished
 	p.finished = p.finished || over
 	differing := v.differing
+	keep := v.begun() && (over || !p.finished && now.Sub(p.kept) >= keepPassEvery)
+	if keep {
+		p.kept = now
+	}
 	m.mu.Unlock()
+	if keep {
+		m.keeper.passes()
+	}
 	for _, d := range untold {
 		if m.opts.OnDifference != nil {
 			m.opts.OnDifference(d)

@@ -7,12 +7,13 @@ import (
 
 	"github.com/blkmirror/blkmirror/block/bitmap"
 	"github.com/blkmirror/blkmirror/job/digest"
+	"github.com/blkmirror/blkmirror/job/mirror/intent"
 )
 
 // verification is what a planner knows of comparing the disks. Any mirror that copies all of its source has one, since it may be
 // asked to compare at any time.
 type verification struct {
-	begun  bool           // there was a pass over the disk, or is one
+	pass   uint64         // how often a pass over the disk has begun
 	todo   *bitmap.Bitmap // V: pieces that the pass has to compare still
 	mended *bitmap.Bitmap // chunks that were found to differ in this pass, and copied again for that
 
@@ -30,10 +31,30 @@ type verification struct {
 	seeking bool           // they are compared, too: the job is to complete
 }
 
+// begun says whether there is a pass, or was one.
+func (v *verification) begun() bool { return v != nil && v.pass > 0 }
+
+// resumeVerify goes on with a pass.
+func (p *planner) resumeVerify(pass *intent.Pass) {
+	p.beginVerify()
+	v := p.verify
+	v.pass, v.differing = pass.Number, pass.Differing
+	v.todo.Clear(v.todo.All())
+	p.eachSet(pass.Left, func(chunks bitmap.Chunks) { v.todo.Set(chunks) })
+}
+
+// pass is how far the pass is.
+func (p *planner) pass() (pass intent.Pass, begun bool) {
+	if !p.verify.begun() {
+		return pass, false
+	}
+	return intent.Pass{Number: p.verify.pass, Differing: p.verify.differing, Left: p.verify.todo.Clone()}, true
+}
+
 // beginVerify begins a pass over the disk.
 func (p *planner) beginVerify() {
 	v := p.verify
-	if !v.begun {
+	if v.todo == nil {
 		v.todo, _ = bitmap.New(p.d.Size(), p.d.Granularity())
 		v.mended, _ = bitmap.New(p.d.Size(), p.d.Granularity())
 		if v.digests {
@@ -42,7 +63,7 @@ func (p *planner) beginVerify() {
 			v.leaves = make([]digest.Hash, v.stale.All().End)
 		}
 	}
-	v.begun, v.differing = true, 0
+	v.pass, v.differing = v.pass+1, 0
 	v.mended.Clear(v.mended.All())
 	v.todo.Set(v.todo.All())
 	if v.stale != nil {
@@ -52,7 +73,7 @@ func (p *planner) beginVerify() {
 
 // unverified is how many bytes the pass has to compare still.
 func (p *planner) unverified() int64 {
-	if p.verify == nil || !p.verify.begun {
+	if !p.verify.begun() {
 		return 0
 	}
 	return p.verify.todo.SetBytes()
@@ -69,7 +90,7 @@ func (p *planner) staleBytes() int64 {
 // wanted are the pieces that are to be compared now; nil if there are none.
 func (v *verification) wanted() *bitmap.Bitmap {
 	switch {
-	case v == nil || !v.begun:
+	case !v.begun():
 	case v.seeking && v.stale.Len() > 0:
 		return v.stale
 	case v.todo.Len() > 0:

@@ -13,7 +13,7 @@ import (
 
 const (
 	magic   = "blkmirri"
-	version = 1
+	version = 2 // 1 had no comparisons
 
 	sector      = 512
 	recordsAt   = 4096
@@ -63,14 +63,19 @@ type header struct {
 	size           int64 // of the disk, in bytes
 	boot           [16]byte
 	source, target Identity
+	version        uint32
+	pass           uint64 // number of the comparison that was begun last; 0 for none
+	differing      int64  // bytes that differed in it
 }
 
 // layout of the header, little endian: magic 0, version 8, CRC32C 12 (of the sector with this field zero), id 16, sequence 32,
-// size 40, boot 48, durability 64, phase 65, orderly 66, shift 67, identities 128 and 224.
+// size 40, boot 48, durability 64, phase 65, orderly 66, shift 67, identities 128 and 224, pass 320,
+// differing 328.
 const (
 	crcAt    = 12
 	sourceAt = 128
 	targetAt = 224
+	passAt   = 320
 )
 
 var (
@@ -81,7 +86,7 @@ var (
 func (h *header) encode(b *[sector]byte) {
 	*b = [sector]byte{}
 	copy(b[:], magic)
-	le.PutUint32(b[8:], version)
+	le.PutUint32(b[8:], h.version)
 	copy(b[16:], h.id[:])
 	le.PutUint64(b[32:], h.sequence)
 	le.PutUint64(b[40:], uint64(h.size))
@@ -92,6 +97,8 @@ func (h *header) encode(b *[sector]byte) {
 	}
 	h.source.encode(b[sourceAt:targetAt])
 	h.target.encode(b[targetAt : targetAt+targetAt-sourceAt])
+	le.PutUint64(b[passAt:], h.pass)
+	le.PutUint64(b[passAt+8:], uint64(h.differing))
 	le.PutUint32(b[crcAt:], crc32.Checksum(b[:], castagnoli))
 }
 
@@ -100,11 +107,12 @@ func (h *header) decode(b *[sector]byte) error {
 	if !bytes.HasPrefix(b[:], []byte(magic)) {
 		return errors.New("it is no intent file of blkmirror")
 	}
-	if v := le.Uint32(b[8:]); v != version {
-		return fmt.Errorf("it has version %d, and this program knows version %d only", v, version)
+	v := le.Uint32(b[8:])
+	if v < 1 || v > version {
+		return fmt.Errorf("it has version %d, and this program knows versions up to %d", v, version)
 	}
 	*h = header{sequence: le.Uint64(b[32:]), size: int64(le.Uint64(b[40:])), durability: Durability(b[64]), phase: Phase(b[65]),
-		orderly: b[66] != 0, shift: b[67]}
+		orderly: b[66] != 0, shift: b[67], version: v, pass: le.Uint64(b[passAt:]), differing: int64(le.Uint64(b[passAt+8:]))}
 	copy(h.id[:], b[16:])
 	copy(h.boot[:], b[48:])
 	h.source.decode(b[sourceAt:])
@@ -115,7 +123,7 @@ func (h *header) decode(b *[sector]byte) error {
 	case again != *b:
 		return fmt.Errorf("its header at offset 0 is damaged: its CRC32C is %08x and should be %08x", le.Uint32(b[crcAt:]),
 			le.Uint32(again[crcAt:]))
-	case h.durability < Process || h.durability > Host || h.phase < Scanning || h.phase > Ended || h.shift > maxShift ||
+	case h.durability < Process || h.durability > Host || h.phase < Scanning || h.phase > Ended || h.shift > maxShift || h.differing < 0 ||
 		h.size < 0 || h.size > math.MaxInt64-1<<h.shift || regionsOf(h.size, h.shift) > maxRegions:
 		return errors.New("its header at offset 0 makes no sense")
 	}

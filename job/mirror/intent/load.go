@@ -23,6 +23,8 @@ type Found struct {
 	Durability Durability
 	// Dirty are the regions that may differ. Nil stands for everything.
 	Dirty *bitmap.Bitmap
+	// Pass is how far the last comparison of the disks was, with Dirty; nil if there was none.
+	Pass *Pass
 	// Whys are the reasons why more is dirty than the file's writer said, each with the name of the file. None for a file that is
 	// in order, in whatever phase.
 	Whys []error
@@ -107,5 +109,6 @@ func Load(name string, f io.ReaderAt, want Expect) *Found {
 			}
 		}
 	}
+	found.Pass = h.loadPass(f, found.Dirty)
 	return found
 }

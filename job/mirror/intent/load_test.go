@@ -60,7 +60,7 @@ func TestLoad(t *testing.T) {
 		{"empty", nil, nil, Scanning, -1, "'log': it is empty"},
 		{"header cut", good[:100], nil, Scanning, -1, "offset 0"},
 		{"foreign", append([]byte("QFI\xfb"), good[4:]...), nil, Scanning, -1, "no intent file"},
-		{"newer", damaged(8, 3), nil, Scanning, -1, "version 2"},
+		{"newer", damaged(8, 1), nil, Scanning, -1, "version 3"},
 		{"header", damaged(300, 1), nil, Scanning, -1, "header at offset 0 is damaged: its CRC32C"},
 		{"record", damaged(int(recordAt(1))+20, 1), nil, Ready, 1 + perRecord, "record at offset 4608 is damaged, so that 4160749568 bytes of the disk from 4160749568"},
 		{"records swapped", swapped, nil, Ready, perRecord + 1, "record at offset 4096"},

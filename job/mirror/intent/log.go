@@ -47,6 +47,7 @@ type Log struct {
 		file   File
 		header header
 		batch  []snapshot
+		equal  []uint64 // of the pass: regions that were found equal, as they are in the file
 		buffer [sector]byte
 	}
 
@@ -90,7 +91,7 @@ func Create(name string, f File, c Config, phase Phase, dirty *bitmap.Bitmap) (*
 	l := &Log{name: name, config: c, shift: shiftFor(c)}
 	n := l.regions()
 	l.io.file = f
-	l.io.header = header{durability: c.Durability, phase: phase, shift: l.shift, size: c.Size, boot: c.Boot, source: c.Source,
+	l.io.header = header{version: version, durability: c.Durability, phase: phase, shift: l.shift, size: c.Size, boot: c.Boot, source: c.Source,
 		target: c.Target}
 	_, _ = rand.Read(l.io.header.id[:]) // never fails
 	words := recordsFor(n) * recordWords
