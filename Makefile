@@ -114,6 +114,11 @@ soak: ## run the randomised mirror test with many seeds (SEEDS=10000)
 torture: build ## try to make the daemon lose data by real faults (SEED= of the first round, COUNT=100, TIME=1h, JOBS=2; MODE=cancel, MODE=soak)
 	bin/blkmirror-torture $(MODE) --daemon bin/blkmirrord --count $(COUNT) --time $(TIME) --jobs $(JOBS) $(addprefix --seed ,$(SEED))
 
+.PHONY: powerloss
+powerloss: ## end daemon and host at any step, under the whole stack (SCHEDULES=10000, SEED= of the first)
+	$(GO) test ./daemon/powerloss -count=1 -timeout 0 -v -powerloss.schedules=$(or $(SCHEDULES),10000) \
+	    $(addprefix -powerloss.seed=,$(SEED)) | grep -Ev '^(===|    --- PASS)'
+
 .PHONY: model
 model: ## check the model of the mirror's concurrency, and that its mutations are noticed (spin, gcc)
 	@docs/model/check
