@@ -63,7 +63,7 @@ func TestLimits(t *testing.T) {
 	d.do("blockdev-create", args{"job-id": "c", "options": args{"driver": "file", "filename": dir + "/new", "size": 512}})
 	for option, value := range map[string]string{"max-monitor-clients": "0", "max-monitor-message": "65M", "max-monitor-depth": "-1",
 		"max-exports": "many", "max-jobs": "0", "max-nodes": "0", "max-nbd-requests": "1025", "max-nbd-request-size": "33M",
-		"memory-limit": "1M"} {
+		"memory-limit": "1M", "copy-memory": "600M"} {
 		if said := fails(t, dir, "--"+option, value); !strings.Contains(said, "--"+option) {
 			t.Errorf("--%s %s: %s", option, value, said)
 		}
