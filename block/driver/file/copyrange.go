@@ -55,7 +55,10 @@ func (f *File) CopyRange(ctx context.Context, from block.Driver, fromOff, off, n
 		}
 		return 0, 0, err
 	}
-	defer f.queue(n)()
+	if f.long(n) {
+		f.turn.Lock()
+		defer f.turn.Unlock()
+	}
 	copied, err = f.copyFrom(source, fromOff, off, n)
 	return copied, block.OffloadCopied, err
 }

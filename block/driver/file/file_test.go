@@ -283,10 +283,11 @@ func TestAFailedFlushStaysFailed(t *testing.T) {
 
 func TestRequestsDoNotAllocate(t *testing.T) {
 	f := mustOpen(t, Options{Filename: newImage(t, t.TempDir(), 1<<20)})
-	b := make([]byte, 4096)
+	b, long := make([]byte, 4096), make([]byte, bulk)
 	for name, do := range map[string]func() error{
 		"read":    func() error { return f.ReadAt(bg, b, 8192) },
 		"write":   func() error { return f.WriteAt(bg, b, 8192, 0) },
+		"long":    func() error { return f.WriteAt(bg, long, 8192, 0) },
 		"zeroes":  func() error { return f.WriteZeroes(bg, 8192, 4096, block.MayUnmap) },
 		"discard": func() error { return f.Discard(bg, 8192, 4096) },
 		"status":  func() error { _, err := f.BlockStatus(bg, 0, 1<<20); return err },

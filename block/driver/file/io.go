@@ -57,30 +57,28 @@ func (f *File) ReadAt(_ context.Context, p []byte, off int64) error {
 // thread than to wait for the one before.
 const bulk = 512 << 10
 
-// queue lets one long write at a time into the kernel and returns what lets in the next one. A file system with a page cache writes to a
-// file one request at a time, and others that come spin on their processors while its data is copied.
-func (f *File) queue(n int64) (done func()) {
-	if n < bulk || f.options.Direct || f.options.HostDevice {
-		return func() {}
-	}
-	f.turn.Lock()
-	return f.turn.Unlock
-}
+// long says whether a write of n bytes takes its turn (File.turn). A file system with a page cache writes to a file one request at a
+// time, and others that come spin on their processors while its data is copied.
+func (f *File) long(n int64) bool { return n >= bulk && !f.options.Direct && !f.options.HostDevice }
 
 // WriteAt writes p.
 func (f *File) WriteAt(_ context.Context, p []byte, off int64, flags block.Flags) error {
-	var err error
-	if over := off + int64(len(p)) - f.size.Load(); over > 0 {
-		err = f.writeTail(p[:int64(len(p))-over], off)
-	} else {
-		done := f.queue(int64(len(p)))
-		err = pwrite(f.fd, p, off)
-		done()
-	}
+	err := f.put(p, off)
 	if err == nil && flags&block.FUA != 0 {
 		err = f.sync()
 	}
 	return err
+}
+
+func (f *File) put(p []byte, off int64) error {
+	if f.long(int64(len(p))) {
+		f.turn.Lock()
+		defer f.turn.Unlock()
+	}
+	if over := off + int64(len(p)) - f.size.Load(); over > 0 {
+		return f.writeTail(p[:int64(len(p))-over], off)
+	}
+	return pwrite(f.fd, p, off)
 }
 
 // writeTail writes the end of a disk whose length is not a multiple of what O_DIRECT wants. It goes through the page

@@ -70,7 +70,7 @@ type File struct {
 
 	extent dataExtent
 
-	turn sync.Mutex // held around a long write, see queue
+	turn sync.Mutex // held around a long write, see long
 
 	// Changed by SetPermissions only, of which one runs at a time.
 	held     locks
