@@ -455,3 +455,54 @@ func TestFailureToCleanUpIsTold(t *testing.T) {
 		t.Errorf("the job's error is %q", text)
 	}
 }
+
+// What was asked of a job is what one begins with that goes on in its place; it is ready again before it completes.
+func TestWanted(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		ask  func(j *Job) error
+		want Wanted
+	}{
+		{"nothing", func(*Job) error { return nil }, Wanted{}},
+		{"complete", func(j *Job) error { return j.Complete(func(func()) {}) }, Wanted{Complete: true}},
+		{"softly", func(j *Job) error { return j.SoftCancel(false, func(func()) {}) }, Wanted{Complete: true, Softly: true}},
+		{"pause", func(j *Job) error { return j.Pause(nil) }, Wanted{Paused: true}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				j, _, _ := start(t, &body{}, Config{AutoFinalize: true})
+				synctest.Wait()
+				was := j.Wanted()
+				try(t, c.ask(j))
+				if got := j.Wanted(); got != c.want {
+					t.Errorf("%+v is wanted", got)
+				}
+				if !c.want.Paused {
+					j.TakeBack(was)
+					if got := j.Wanted(); got != was {
+						t.Errorf("%+v is wanted after it was taken back", got)
+					}
+				}
+				_ = j.Cancel(nil)
+				<-j.Done()
+				again, _, log := start(t, &body{}, Config{AutoFinalize: true, Wanted: c.want})
+				synctest.Wait()
+				if got := again.Wanted(); got != c.want {
+					t.Errorf("%+v is wanted of the next one", got)
+				}
+				select {
+				case <-again.Done():
+					if !c.want.Complete || !strings.Contains(log.String(), "READY") {
+						t.Errorf("it ended: %s", log)
+					}
+				default:
+					if c.want.Complete {
+						t.Error("it did not end")
+					}
+					_ = again.Cancel(nil)
+					<-again.Done()
+				}
+			})
+		})
+	}
+}

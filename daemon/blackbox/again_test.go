@@ -224,6 +224,124 @@ func TestCommitGoesOn(t *testing.T) {
 	}
 }
 
+// A crash between the last change of an image and that of the state leaves a job that has nothing to do any more, or is known to
+// have ended.
+func TestStateDoesNotHearOfAnEnd(t *testing.T) {
+	for _, c := range []struct {
+		command string
+		named   bool
+		a       args
+		backing string
+	}{
+		{"block-stream", false, args{"base": "low"}, "low"},
+		{"block-stream", true, args{"base-node": "low"}, "low"},
+		{"block-stream", false, nil, ""},
+		{"block-commit", false, args{"top": "mid", "base": "low"}, "low"},
+		{"block-commit", true, args{"top-node": "mid", "base-node": "low"}, "low"},
+	} {
+		t.Run(fmt.Sprint(c.command, " named ", c.named, " ", c.a), func(t *testing.T) {
+			d := survivor(t, folder(t))
+			want := d.chain()
+			a := args{"job-id": "j", "device": "top", "speed": 2 << 20}
+			for name, value := range c.a {
+				if a[name] = value; !c.named {
+					a[name] = d.path(value.(string))
+				}
+			}
+			if c.named {
+				d.qcow2("low", "low", args{"read-only": true})
+				d.qcow2("mid", "mid", args{"backing": "low", "read-only": true})
+				d.qcow2("top", "top", args{"backing": "mid"})
+			} else {
+				d.qcow2("top", "top", nil)
+			}
+			d.do(c.command, a)
+			d.quit() // so that the file of a commit is orderly, too
+			d = survivor(t, d.dir)
+			run(t, "cp", d.path("state/state"), d.path("kept"))
+			files, _ := filepath.Glob(d.path("state/intent-*"))
+			for _, f := range files {
+				run(t, "cp", f, d.path(filepath.Base(f)))
+			}
+			d.do("block-job-set-speed", args{"device": "j", "speed": 0})
+			d.wait("BLOCK_JOB_COMPLETED", args{"device": "j"})
+			d.crash()
+			must(t, os.Rename(d.path("kept"), d.path("state/state")))
+			for _, f := range files {
+				must(t, os.Rename(d.path(filepath.Base(f)), f))
+			}
+			d = survivor(t, d.dir)
+			eventually(t, "the job ends", func() bool {
+				list := d.mirrorJobs()
+				if len(list) > 0 && list[0].Speed > 0 {
+					_ = d.try("block-job-set-speed", args{"device": "j", "speed": 0}) // unless it has just ended
+				}
+				return len(list) == 0
+			})
+			if got := d.backing("top"); got != d.path(c.backing) && c.backing != "" || c.backing == "" && got != "" {
+				t.Errorf("the backing file is %s", got)
+			}
+			d = nothingLeft(t, d)
+			d.quit()
+			d.reads("top", want)
+		})
+	}
+}
+
+// A mirror of the top layer, and one of what a bitmap says, go on as what they were.
+func TestMirrorsOfPartsGoOn(t *testing.T) {
+	const size = chainSize
+	for _, c := range []struct {
+		sync   string
+		target int64 // the most that may be copied in all
+	}{{"top", 12 << 20}, {"bitmap", 12 << 20}} {
+		for _, orderly := range []bool{false, true} {
+			t.Run(fmt.Sprint(c.sync, " orderly ", orderly), func(t *testing.T) {
+				d := survivor(t, folder(t))
+				want := d.chain()
+				d.qcow2("src", "top", nil)
+				d.serve()
+				d.export("src")
+				a := args{"sync": c.sync, "speed": 3 << 20}
+				if c.sync == "top" {
+					run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", d.path("mid"), "-F", "qcow2", d.path("dst"))
+					d.qcow2("dst", "dst", args{"backing": nil})
+				} else {
+					run(t, "qemu-img", "convert", "-O", "qcow2", want, d.path("dst"))
+					d.qcow2("dst", "dst", nil)
+					d.do("block-dirty-bitmap-add", args{"node": "src", "name": "map"})
+					a["bitmap"] = "map"
+				}
+				client := d.guest("src")
+				p := make([]byte, 1<<20)
+				for i := range uint64(6) {
+					fill(p, i)
+					must(t, client.WriteAt(t.Context(), p, i<<21, 0))
+				}
+				must(t, client.Flush(t.Context()))
+				d.mirror(a)
+				time.Sleep(500 * time.Millisecond)
+				if orderly {
+					d.quit()
+				} else {
+					d.crash()
+				}
+				d = survivor(t, d.dir)
+				d.do("block-job-set-speed", args{"device": "m", "speed": 0})
+				d.isReady()
+				if j := d.theJob(); orderly && j.Copied > c.target {
+					t.Errorf("it copied %d bytes after the restart", j.Copied)
+				}
+				d.do("job-complete", args{"id": "m"})
+				d.wait("BLOCK_JOB_COMPLETED", nil)
+				d = nothingLeft(t, d)
+				d.quit()
+				run(t, "qemu-img", "compare", "-q", d.path("top"), d.path("dst"))
+			})
+		}
+	}
+}
+
 // A commit of the active layer goes on below guests, gets ready again, and its end lasts, whether its nodes have names or not.
 func TestActiveCommitGoesOn(t *testing.T) {
 	random := newRandom(t)

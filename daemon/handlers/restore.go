@@ -261,6 +261,7 @@ func (r *restoring) makeAll(ctx context.Context) error {
 		}
 	}
 	if r.strict && len(r.failed) > 0 {
+		r.lackingJobs()
 		return nil
 	}
 	r.resumeJobs(ctx)

@@ -29,6 +29,7 @@ type resumption struct {
 	state.Job
 	id     string
 	expect intent.Expect // of jobs whose disks have to be the same
+	nodes  []string      // that it needs
 	err    error
 }
 
@@ -40,7 +41,8 @@ func (r *restoring) lookAtJobs() {
 	for _, j := range r.old.Jobs {
 		again := &resumption{Job: j}
 		var named struct {
-			ID string `json:"job-id"`
+			ID             string `json:"job-id"`
+			Device, Target string
 		}
 		switch again.err = json.Unmarshal(j.Definition, &named); {
 		case again.err != nil:
@@ -50,8 +52,31 @@ func (r *restoring) lookAtJobs() {
 			again.expect, again.err = r.h.identify(j.Source, j.Target, 0, 0)
 		}
 		again.id = named.ID
+		for _, n := range []string{named.Device, named.Target} {
+			if n != "" {
+				again.nodes = append(again.nodes, n)
+			}
+		}
 		r.jobs = append(r.jobs, again)
 	}
+}
+
+// lackingJobs reports the jobs that cannot come back since nodes did not.
+func (r *restoring) lackingJobs() {
+	for _, j := range r.jobs {
+		err := j.err
+		for _, n := range j.nodes {
+			_, lacks := r.h.at(n)
+			err = errors.Join(err, lacks)
+		}
+		if err != nil {
+			r.fail(j.failed(err))
+		}
+	}
+}
+
+func (j *resumption) failed(err error) error {
+	return fmt.Errorf("job '%s': %w", either(j.id, string(j.Definition)), err)
 }
 
 // resumeJobs starts the jobs of the state. No guest is there yet.
@@ -62,7 +87,7 @@ func (r *restoring) resumeJobs(ctx context.Context) {
 			err = r.h.resumeJob(ctx, j)
 		}
 		if err != nil && !errors.Is(err, errHasEnded) {
-			r.fail(fmt.Errorf("job '%s': %w", either(j.id, string(j.Definition)), err))
+			r.fail(j.failed(err))
 		}
 	}
 }
