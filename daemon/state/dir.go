@@ -97,8 +97,12 @@ func (d *Dir) Close() error {
 	return errors.Join(err, d.files.Close())
 }
 
-// Load reads the state, an empty one if there is none.
+// Load reads the state, an empty one if there is none, and makes it durable: if the last process died in the middle of a Save, a host
+// that loses power later must not bring back the one before.
 func (d *Dir) Load() (*State, error) {
+	if err := d.Sync(); err != nil {
+		return nil, err
+	}
 	file, err := d.read(current, maxSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &State{}, nil

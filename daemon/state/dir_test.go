@@ -182,6 +182,23 @@ func TestSaveStepByStep(t *testing.T) {
 	}
 }
 
+// A state that a process died over before the folder was synced is durable once another one goes by it.
+func TestLoadMakesDurable(t *testing.T) {
+	m := newMemory()
+	d := &Dir{path: "/dir", files: m}
+	if err := d.Save(named("old")); err != nil {
+		t.Fatal(err)
+	}
+	m.steps, m.failAt, m.dead = 0, 4, true // after write, link and rename
+	if err := d.Save(named("new")); !m.crashed {
+		t.Fatalf("it did not die: %v", err)
+	}
+	m.crashed, m.failAt = false, 0
+	if _, err := (&Dir{path: "/dir", files: m}).Load(); err != nil || load(t, m.files) != "new" || load(t, m.durable) != "new" {
+		t.Errorf("%q is seen, and %q is durable: %v", load(t, m.files), load(t, m.durable), err)
+	}
+}
+
 func TestRevert(t *testing.T) {
 	m := newMemory()
 	d := &Dir{path: "/dir", files: m}
