@@ -110,11 +110,12 @@ func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusUnsupportedMediaType, "expects application/json")
 		return
 	case !strings.EqualFold(scheme, "Bearer") || !s.token.is(shown):
+		s.config.Log.WithField("conn", r.RemoteAddr).Warn("web page: an order without the token was refused")
 		w.Header().Set("WWW-Authenticate", "Bearer")
 		refuse(w, http.StatusUnauthorized, "the token is not that of this daemon")
 		return
 	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(orderTime)) // else the connection lasts longer, no more
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(orderTime)) // who sends slowly is cut off; without deadlines, by WriteTimeout
 	var o order
 	in := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxOrder))
 	in.DisallowUnknownFields()

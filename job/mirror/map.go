@@ -44,8 +44,10 @@ type Map struct {
 func (m *Mirror) Map(ctx context.Context, off, n int64, cells int) (Map, error) {
 	size := m.planner.d.Size()
 	switch {
-	case off < 0 || n < 0 || off > size:
-		return Map{}, invalid("%d bytes at offset %d are not on the disk, which has %d", n, off, size)
+	case off < 0 || off > size:
+		return Map{}, invalid("offset %d is not on the disk, which has %d bytes", off, size)
+	case n < 0:
+		return Map{}, invalid("a range of %d bytes cannot be", n)
 	case cells < 1 || cells > MaxCells:
 		return Map{}, invalid("a map has from 1 to %d cells, not %d", MaxCells, cells)
 	}
