@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/blkmirror/blkmirror/cmd/blkmirror/bytesize"
@@ -328,17 +327,4 @@ func access(path string) (read, write bool) {
 		}
 	}
 	return read, write
-}
-
-// candidates are nodes that may be the target of a mirror of the source: the daemon does not tell. They have its size, and
-// nobody is seen to use them.
-func (l nodeList) candidates(source api.BlockDeviceInfo, exports []api.BlockExportInfo) (list nodeList) {
-	for _, n := range l {
-		name := nameOf(n)
-		exported := slices.ContainsFunc(exports, func(e api.BlockExportInfo) bool { return e.NodeName == name })
-		if name != nameOf(source) && !isFilter(n) && !n.Ro && !exported && n.Image.VirtualSize == source.Image.VirtualSize && len(l.above(name)) == 0 {
-			list = append(list, n)
-		}
-	}
-	return list
 }

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 
@@ -86,10 +85,6 @@ func (c *cli) examine(ctx context.Context, found *checks) error {
 		who = fmt.Sprintf("process %d, ", s.daemon)
 	}
 	found.add(checkOK, "daemon", "%s%s answers in %v", who, v.Package, time.Since(begun).Round(time.Millisecond))
-	var exports []api.BlockExportInfo
-	if err := s.Execute(ctx, "query-block-exports", nil, &exports); err != nil {
-		return err
-	}
 	for _, n := range nodes {
 		if len(n.Children) == 0 {
 			found.node(n, host{s.local(), s.daemon})
@@ -103,7 +98,7 @@ func (c *cli) examine(ctx context.Context, found *checks) error {
 		found.job(v)
 	}
 	if s.local() {
-		found.targets(nodes, exports, views)
+		found.targets(nodes, views)
 	}
 	return nil
 }
@@ -214,32 +209,26 @@ func (l *checks) job(v jobView) {
 }
 
 // targets sets what mirrors have left to copy against the space on their targets.
-func (l *checks) targets(nodes nodeList, exports []api.BlockExportInfo, views []jobView) {
-	mirrors := slices.DeleteFunc(slices.Clone(views), func(v jobView) bool { return v.now.Type != api.JobTypeMirror || v.now.DirtyBytes == nil })
-	if len(mirrors) != 1 {
-		return // which target belongs to which mirror cannot be seen
-	}
-	for _, filter := range nodes {
-		source, ok := nodes.child(filter, "backing")
-		if !isFilter(filter) || !ok {
+func (l *checks) targets(nodes nodeList, views []jobView) {
+	for _, v := range views {
+		j := v.now
+		t, found := nodes.find(qmp.Or(j.Target, ""))
+		if !found || j.DirtyBytes == nil || j.Type != api.JobTypeMirror {
 			continue
 		}
-		for _, t := range nodes.candidates(source, exports) {
-			leaf := nodes.leaf(t)
-			if leaf.Drv != "file" {
-				continue
-			}
-			free, err := freeSpace(leaf.Image.Filename)
-			need := *mirrors[0].now.DirtyBytes
-			switch name := "target " + nameOf(t); {
-			case err != nil:
-				l.add(checkUnknown, name, "'%s': %v", leaf.Image.Filename, err)
-			case free < need:
-				l.add(checkProblem, name, "job '%s' may need %s more in '%s', and there are %s", mirrors[0].now.ID, bytesize.Format(need),
-					leaf.Image.Filename, bytesize.Format(free))
-			default:
-				l.add(checkOK, name, "%s at most are left to copy, %s are free", bytesize.Format(need), bytesize.Format(free))
-			}
+		leaf := nodes.leaf(t)
+		if leaf.Drv != "file" {
+			continue
+		}
+		free, err := freeSpace(leaf.Image.Filename)
+		switch name, need := "target "+nameOf(t), *j.DirtyBytes; {
+		case err != nil:
+			l.add(checkUnknown, name, "'%s': %v", leaf.Image.Filename, err)
+		case free < need:
+			l.add(checkProblem, name, "job '%s' may need %s more in '%s', and there are %s", j.ID, bytesize.Format(need), leaf.Image.Filename,
+				bytesize.Format(free))
+		default:
+			l.add(checkOK, name, "%s at most are left to copy, %s are free", bytesize.Format(need), bytesize.Format(free))
 		}
 	}
 }

@@ -113,6 +113,9 @@ func exitStatus(err error) int {
 	if _, ok := errors.AsType[*engine.Difference](err); ok {
 		return exitDiffers
 	}
+	if _, ok := errors.AsType[*differenceError](err); ok {
+		return exitDiffers
+	}
 	if _, ok := errors.AsType[*checksError](err); ok {
 		return exitChecks
 	}

@@ -25,12 +25,13 @@ type mirrorFlags struct {
 	bitmap         string
 	granularity    *int64
 	wait, complete bool
+	verify, digest bool
 	force, dryRun  bool
 }
 
 func (c *cli) mirrorCommand() *cobra.Command {
 	return group("mirror", "start, watch and steer mirrors",
-		append([]*cobra.Command{c.startCommand(), c.modeCommand()}, c.verbCommands()...)...)
+		append([]*cobra.Command{c.startCommand(), c.modeCommand(), c.mirrorVerifyCommand()}, c.verbCommands()...)...)
 }
 
 func (c *cli) modeCommand() *cobra.Command {
@@ -94,6 +95,8 @@ or runs into --timeout, the job goes on.`,
 	addOptionalBool(flags, &a.TargetIsZero, "target-is-zero", "TARGET reads as zeroes already")
 	addOptionalBool(flags, &a.AutoFinalize, "auto-finalize", "do not wait for finalize (default: true)")
 	addOptionalBool(flags, &a.AutoDismiss, "auto-dismiss", "do not wait for dismiss (default: true)")
+	flags.BoolVar(&f.verify, "verify", false, "when TARGET is in step compare both once over, before the job completes")
+	flags.BoolVar(&f.digest, "digest", false, "tell the BLAKE3 digest of both disks at completion; implies --verify")
 	flags.BoolVar(&f.wait, "wait", false, "show progress until TARGET is in step")
 	flags.BoolVar(&f.complete, "complete", false, "then complete the job and wait for its end; implies --wait")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "only check, and show the command")
@@ -130,6 +133,12 @@ func (f *mirrorFlags) finish(source, target string) error {
 	}
 	if a.Sync == "" {
 		a.Sync = api.MirrorSyncModeFull
+	}
+	if f.verify || f.digest {
+		a.XVerify = ptr(true)
+	}
+	if f.digest {
+		a.XVerifyDigest = api.DiskDigestBlake3
 	}
 	if f.granularity != nil {
 		if *f.granularity > math.MaxUint32 {

@@ -106,4 +106,9 @@ func (c *cli) sayOutcome(id string, o follow.Outcome) {
 		text += " (" + work + ")"
 	}
 	c.say(nil, "job '%s' %s", id, text)
+	if d := o.Last.Job.Digest; d != nil {
+		c.say(nil, "digest of both disks: %s", *d)
+	} else if why := o.Last.Job.DigestMissing; why != nil {
+		c.say(nil, "no digest: %s", *why)
+	}
 }

@@ -27,6 +27,8 @@ type follower struct {
 	pending bool // it waits for job-finalize
 	listed  bool // the last query told of it
 
+	digest *api.MirrorDigestEvent // what it told of its disks
+
 	// How the job ended, as an event said.
 	completed, cancelled bool
 	failure              string
@@ -89,6 +91,14 @@ func (f *follower) take(e client.Event) (moved bool) {
 			f.cancelled = true
 			f.count(event.Offset, event.Len)
 			return true
+		}
+	case *api.MirrorDigestEvent:
+		if event.Device == f.job.ID {
+			f.digest = event
+		}
+	case *api.BlockdevVerifiedEvent:
+		if event.Device == f.job.ID && event.DifferingBytes == 0 && event.SourceDigest != nil {
+			f.digest = &api.MirrorDigestEvent{Digest: event.SourceDigest} // that of both
 		}
 	case *api.BlockJobErrorEvent:
 		if event.Device == f.job.ID {
@@ -182,4 +192,10 @@ func (f *follower) report() {
 	}
 }
 
-func (f *follower) sample() Sample { return Sample{Time: time.Now(), Job: f.job} }
+func (f *follower) sample() Sample {
+	s := Sample{Time: time.Now(), Job: f.job}
+	if f.digest != nil { // the job may be gone before it can be asked
+		s.Job.Digest, s.Job.DigestMissing = f.digest.Digest, f.digest.Reason
+	}
+	return s
+}
