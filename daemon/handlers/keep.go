@@ -16,8 +16,8 @@ import (
 
 // What commands make is recorded in the state directory, if there is one, before they are answered. The record is a picture of
 // what there is, taken while the graph is locked and before the change that is being made holds: if it cannot be written, the
-// change is taken back like any other that fails. A mirror that gives the users of its source the target has that recorded in
-// the same way, before guests go on; it runs in no command, so it works with what the last command knew.
+// change is taken back like any other that fails. A job that has done its work has that recorded in the same way, before guests go
+// on; it runs in no command, so it works with what the last command knew.
 
 // kept is what the record needs besides the graph.
 type kept struct {

@@ -4,12 +4,10 @@ package handlers
 
 import (
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/bitmap"
@@ -18,10 +16,8 @@ import (
 	"github.com/blkmirror/blkmirror/job/chain"
 	"github.com/blkmirror/blkmirror/job/mirror"
 	"github.com/blkmirror/blkmirror/job/mirror/intent"
-	"github.com/blkmirror/blkmirror/job/verify"
 	"github.com/blkmirror/blkmirror/qmp"
 	"github.com/blkmirror/blkmirror/qmp/api"
-	"github.com/blkmirror/blkmirror/qmp/server"
 )
 
 // resumption is a job of the state.
@@ -255,6 +251,16 @@ func (h *Handlers) goesOn(id string, left int64, reason string) {
 	}
 }
 
+// jobsNow are the jobs that were brought back, as the state is to have them from now on.
+func (r *restoring) jobsNow(ctx context.Context) (jobs []state.Job, files []string, err error) {
+	err = r.h.eachKept(ctx, func(p *picture, k *keptJob) {
+		p.addJobs([]*keptJob{k})
+		files = append(files, k.file, k.second)
+		jobs = p.Jobs
+	})
+	return jobs, files, err
+}
+
 // ---- Mirrors and commits
 
 // findIntent looks what a mirror or a commit had left to do, and has its options say so; nil for one that begins.
@@ -295,119 +301,4 @@ func (h *Handlers) findIntent(j *resumption, o *mirror.Options) (*intent.Found, 
 		h.tell(&api.MirrorResumedEvent{Device: o.JobID, BytesLeft: left, All: found.Dirty == nil, Reason: nonEmpty(reason)})
 	}}
 	return found, nil
-}
-
-// ---- Comparisons
-
-// keepPosition records how far a comparison has come.
-func (h *Handlers) keepPosition(ctx context.Context, k *keptJob) {
-	reached, err := h.compared(k)
-	if err == nil {
-		var undone error
-		err = h.graph.Change(ctx, func(tx *block.Tx) error {
-			was := k.reached
-			k.reached = reached
-			tx.OnRollBack(func() { k.reached = was })
-			if !h.kept.on {
-				return nil
-			}
-			return h.record(tx, nil, &undone)
-		})
-		err = errors.Join(err, undone)
-	}
-	if err != nil && ctx.Err() == nil && !k.ill {
-		h.kept.Trouble(fmt.Errorf("job '%s': how far it has come is not known after a crash: %w", k.id, err))
-	}
-	k.ill = err != nil
-}
-
-// compared is how far a comparison has come, nil if that is of no use.
-func (h *Handlers) compared(k *keptJob) (*state.Compared, error) {
-	p := k.verify.Position()
-	if p.End == 0 || k.digest {
-		return nil, nil
-	}
-	now, err := h.identify(k.disks[0], k.disks[1], k.size, k.size)
-	if err != nil {
-		return nil, err
-	}
-	return &state.Compared{End: p.End, Differing: p.Differing, First: p.First, Source: identityText(now.Source), Target: identityText(now.Target),
-		Boot: hex.EncodeToString(now.Boot[:])}, nil
-}
-
-func identityText(i intent.Identity) string {
-	if i.Device == 0 && i.Inode == 0 {
-		return fmt.Sprintf("%x %d", i.Name, i.Size)
-	}
-	return fmt.Sprintf("%x:%d %d %d", i.Device, i.Inode, i.Size, i.Modified.UnixNano())
-}
-
-// comparedBefore is how far a comparison came, if the disks are still what they were.
-func (h *Handlers) comparedBefore(j *resumption, size int64) (from verify.Position) {
-	c := j.Compared
-	if c == nil {
-		h.goesOn(j.id, size, "")
-		return from
-	}
-	e := &j.expect
-	e.Source.Size, e.Target.Size = size, size
-	reason := ""
-	switch {
-	case c.Boot != hex.EncodeToString(e.Boot[:]):
-		reason = "the host was started since, and what was compared may not have been durable"
-	case c.Source != identityText(e.Source):
-		reason = fmt.Sprintf("'%s' is another disk than it was, or was written", j.Source)
-	case c.Target != identityText(e.Target):
-		reason = fmt.Sprintf("'%s' is another disk than it was, or was written", j.Target)
-	default:
-		from = verify.Position{End: c.End, Differing: c.Differing, First: c.First}
-	}
-	h.goesOn(j.id, size-from.End, reason)
-	return from
-}
-
-// ---- News
-
-// news are events of the start, which are kept until somebody is there: they come after the reply to the first command.
-type news struct {
-	mu struct {
-		sync.Mutex
-		waiting []qmp.Event
-		heard   bool // a command came
-	}
-}
-
-func (h *Handlers) tell(e qmp.Event) {
-	h.news.mu.Lock()
-	defer h.news.mu.Unlock()
-	if h.news.mu.heard {
-		h.config.Emit(e)
-		return
-	}
-	h.news.mu.waiting = append(h.news.mu.waiting, e)
-}
-
-// announce tells what has happened before the first command.
-func (h *Handlers) announce(ctx context.Context) {
-	h.news.mu.Lock()
-	waiting := h.news.mu.waiting
-	h.news.mu.waiting, h.news.mu.heard = nil, true
-	h.news.mu.Unlock()
-	if len(waiting) > 0 {
-		server.AfterReply(ctx, func() {
-			for _, e := range waiting {
-				h.config.Emit(e)
-			}
-		})
-	}
-}
-
-// jobsNow are the jobs that were brought back, as the state is to have them from now on.
-func (r *restoring) jobsNow(ctx context.Context) (jobs []state.Job, files []string, err error) {
-	err = r.h.eachKept(ctx, func(p *picture, k *keptJob) {
-		p.addJobs([]*keptJob{k})
-		files = append(files, k.file, k.second)
-		jobs = p.Jobs
-	})
-	return jobs, files, err
 }
