@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"math"
+
+	"github.com/blkmirror/blkmirror/block/trace"
 )
 
 // zeroChunk is how much is written at once where zeroes must be written as data, and the buffer for it.
@@ -48,7 +50,7 @@ func (n *Node) ReadAt(ctx context.Context, p []byte, off int64) error {
 	n.stats.ReadBytes.Add(length)
 	began := since()
 	err := n.read(ctx, p, off)
-	n.stats.ReadTime.Observe(since() - began)
+	n.took(&n.stats.ReadTime, trace.Read, off, length, began, err)
 	if err != nil {
 		n.stats.FailedReads.Add(1)
 	}
@@ -77,7 +79,7 @@ func (n *Node) WriteAt(ctx context.Context, p []byte, off int64, flags Flags) er
 	n.event("pwritev")
 	began := since()
 	err := n.write(ctx, p, off, n.driverFlags(flags&FUA))
-	n.stats.WriteTime.Observe(since() - began)
+	n.took(&n.stats.WriteTime, trace.Write, off, length, began, err)
 	n.event("pwritev_done")
 	n.wrote(off, length, err)
 	return n.wrap(OpWrite, off, length, err)
@@ -100,7 +102,7 @@ func (n *Node) WriteZeroes(ctx context.Context, off, length int64, flags Flags) 
 	n.event("pwritev_zero")
 	began := since()
 	err := n.zero(ctx, off, length, n.driverFlags(flags))
-	n.stats.ZeroTime.Observe(since() - began)
+	n.took(&n.stats.ZeroTime, trace.Zero, off, length, began, err)
 	n.event("pwritev_done")
 	n.wrote(off, length, err)
 	return n.wrap(OpZero, off, length, err)
@@ -133,7 +135,7 @@ func (n *Node) Discard(ctx context.Context, off, length int64) error {
 	n.passThreshold(off + length)
 	began := since()
 	err := n.now().trimmer.Discard(ctx, off, length)
-	n.stats.TrimTime.Observe(since() - began)
+	n.took(&n.stats.TrimTime, trace.Discard, off, length, began, err)
 	if err != nil && KindOf(err) == KindNotSupported {
 		return nil
 	}
@@ -152,7 +154,7 @@ func (n *Node) Flush(ctx context.Context) error {
 	}
 	began := since()
 	err := n.now().driver.Flush(ctx)
-	n.stats.FlushTime.Observe(since() - began)
+	n.took(&n.stats.FlushTime, trace.Flush, 0, 0, began, err)
 	if err != nil {
 		n.stats.FailedFlushes.Add(1)
 	}

@@ -57,6 +57,7 @@ type Daemon struct {
 	counts   *metrics.Counts
 	metrics  *metrics.Server // nil without --metrics
 	manager  *notify.Manager // nil without one
+	trace    tracer
 }
 
 // channel is a chardev that a monitor may be put on.
@@ -118,7 +119,13 @@ func run(line *commandLine, log *logrus.Entry) (err error) {
 	d := newDaemon(log, &line.limits, box)
 	d.drain, d.manager = line.drain, manager
 	defer func() { err = errors.Join(err, d.closeState()) }()
+	defer func() { err = errors.Join(err, d.endTrace()) }()
 	defer func() { err = errors.Join(err, d.stop()) }()
+	if w := &line.watch; w.trace != "" {
+		if err := d.StartTrace(w.trace, w.traceOptions()); err != nil {
+			return fmt.Errorf("--trace %s: %w", w.trace, err)
+		}
+	}
 	steps := line.steps
 	if line.stateDir != "" {
 		if steps, err = d.restore(context.Background(), line); err != nil {
@@ -202,15 +209,16 @@ func newDaemon(log *logrus.Entry, l *limits, box *sandbox.Sandbox) *Daemon {
 			d.counts.Event(e)
 			d.server.Emit(e)
 		},
-		Quit:    d.quitCommand,
-		NBD:     nbdEvents(log),
-		Refused: func(err error) { log.WithField("err", err).Warn("NBD server refused a client") },
-		Aside:   d.aside,
-		Hold:    d.hold,
-		Limits:  l.handlers,
-		Memory:  budget.New(int64(l.memory - l.copies)),
-		Copies:  budget.New(int64(l.copies)),
-		Explain: box.Explain,
+		Quit:     d.quitCommand,
+		Operator: d,
+		NBD:      nbdEvents(log),
+		Refused:  func(err error) { log.WithField("err", err).Warn("NBD server refused a client") },
+		Aside:    d.aside,
+		Hold:     d.hold,
+		Limits:   l.handlers,
+		Memory:   budget.New(int64(l.memory - l.copies)),
+		Copies:   budget.New(int64(l.copies)),
+		Explain:  box.Explain,
 	})
 	d.server = server.New(server.Config{
 		Version: version, Log: log, MaxClients: l.clients,

@@ -14,6 +14,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
 
+	"github.com/blkmirror/blkmirror/block/trace"
 	"github.com/blkmirror/blkmirror/daemon/build"
 	"github.com/blkmirror/blkmirror/daemon/logging"
 	"github.com/blkmirror/blkmirror/daemon/metrics"
@@ -26,6 +27,10 @@ type watchOptions struct {
 	metrics       string
 	metricsRemote bool
 	format, level string
+
+	trace                    string
+	traceNodes, traceExports []string
+	traceLimit               size
 }
 
 func (o *watchOptions) addTo(flags *pflag.FlagSet) {
@@ -33,9 +38,21 @@ func (o *watchOptions) addTo(flags *pflag.FlagSet) {
 	flags.BoolVar(&o.metricsRemote, "metrics-remote", false, "let ADDR be one that other hosts reach: they see names of nodes, exports and jobs")
 	flags.StringVar(&o.format, "log-format", string(logging.Auto), "write the log as text, json or journald; auto finds out which of text and journald")
 	flags.StringVar(&o.level, "log-level", "info", "log error, warning, info or debug messages, and what is worse")
+	flags.StringVar(&o.trace, "trace", "", "record single requests in `FILE`, which must not exist; 'blkmirror trace FILE' shows them")
+	flags.StringArrayVar(&o.traceNodes, "trace-node", nil, "record those of node `NAME`, not of all nodes and exports")
+	flags.StringArrayVar(&o.traceExports, "trace-export", nil, "record those of export `ID`, not of all nodes and exports")
+	o.traceLimit = trace.DefaultLimit
+	flags.Var(&o.traceLimit, "trace-limit", "let FILE have at most `BYTES`; what comes then is counted")
+}
+
+func (o *watchOptions) traceOptions() trace.Options {
+	return trace.Options{Nodes: o.traceNodes, Exports: o.traceExports, Limit: int64(o.traceLimit)}
 }
 
 func (o *watchOptions) check() error {
+	if o.trace == "" && (len(o.traceNodes)+len(o.traceExports) > 0 || o.traceLimit != trace.DefaultLimit) {
+		return errors.New("--trace-node, --trace-export and --trace-limit need --trace")
+	}
 	if _, err := logging.ParseFormat(o.format); err != nil {
 		return fmt.Errorf("--log-format: %w", err)
 	}
@@ -64,7 +81,7 @@ func (o *watchOptions) logger(out io.Writer) *logrus.Logger {
 func (d *Daemon) metricsHandler() http.Handler {
 	return metrics.Handler(metrics.Source{Graph: d.handlers.Graph(), Jobs: d.handlers.Jobs(), Exports: d.handlers.Exports(),
 		NBD: d.handlers.NBD(), Memory: d.memory, Counts: d.counts, Clients: d.server.Clients,
-		Trace: func() (recorded, dropped int64) { return 0, 0 }, State: d.state != nil, Build: build.Read()}, d.log)
+		Trace: d.traced, State: d.state != nil, Build: build.Read()}, d.log)
 }
 
 func (d *Daemon) startMetrics(o *watchOptions) (err error) {

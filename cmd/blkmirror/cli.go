@@ -74,7 +74,7 @@ func (c *cli) root(socket string) *cobra.Command {
 	flags.DurationVar(&c.timeout, "timeout", 0, "give up after this `TIME`, such as 30s or 5m; a job goes on")
 	flags.Lookup("socket").DefValue = "" // not the variable's value
 	root.AddCommand(c.statusCommand(), c.nodesCommand(), c.exportsCommand(), c.jobsCommand(), c.mirrorCommand(), c.jobCommand(),
-		c.bitmapCommand(), c.exportCommand(), c.createCommand(), c.copyCommand(), c.verifyCommand(), c.explainCommand(), c.doctorCommand(), c.eventsCommand(), c.qmpCommand(), c.tlsCommand())
+		c.bitmapCommand(), c.exportCommand(), c.createCommand(), c.copyCommand(), c.verifyCommand(), c.explainCommand(), c.doctorCommand(), c.eventsCommand(), c.traceCommand(), c.qmpCommand(), c.tlsCommand())
 	c.addCompletions(root)
 	return root
 }

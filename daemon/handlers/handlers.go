@@ -41,6 +41,8 @@ type Config struct {
 	Refused func(error)
 	// Hold, unless nil, wraps the listener of the NBD server.
 	Hold func(net.Listener) net.Listener
+	// Operator changes how the daemon is watched; nil for nobody.
+	Operator Operator
 	// Limits bound what there may be of a kind.
 	Limits Limits
 	// Memory is where buffers of the NBD server's clients come from; nil for no bound.
@@ -125,6 +127,9 @@ func New(c Config) *Handlers {
 	}
 	if c.Explain == nil {
 		c.Explain = func(err error) error { return err }
+	}
+	if c.Operator == nil {
+		c.Operator = nobody{}
 	}
 	if c.Refused == nil {
 		c.Refused = func(error) {}

@@ -503,6 +503,32 @@ func (v *MonitorOptions) decodeMembers(m *qmp.Members) {
 }
 
 // EncodeQMP writes v.
+func (v *TraceTotals) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *TraceTotals) encodeMembers(e *qmp.Encoder) {
+	e.Key("recorded")
+	e.Int(v.Recorded)
+	e.Key("dropped")
+	e.Int(v.Dropped)
+}
+
+// DecodeQMP fills v.
+func (v *TraceTotals) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *TraceTotals) decodeMembers(m *qmp.Members) {
+	v.Recorded = m.Required("recorded").Int(64)
+	v.Dropped = m.Required("dropped").Int(64)
+}
+
+// EncodeQMP writes v.
 func (v *NbdServerOptionsBase) EncodeQMP(e *qmp.Encoder) {
 	e.BeginObject()
 	v.encodeMembers(e)
@@ -5275,6 +5301,91 @@ func (v *QMPCapabilitiesArguments) decodeMembers(m *qmp.Members) {
 		for i := range v.Enable {
 			v.Enable[i] = qmp.DecodeEnum[QMPCapability](l.At(i))
 		}
+	}
+}
+
+// EncodeQMP writes v.
+func (v *XLogLevelArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *XLogLevelArguments) encodeMembers(e *qmp.Encoder) {
+	e.Key("level")
+	e.String(string(v.Level))
+}
+
+// DecodeQMP fills v.
+func (v *XLogLevelArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *XLogLevelArguments) decodeMembers(m *qmp.Members) {
+	v.Level = qmp.DecodeEnum[LogLevel](m.Required("level"))
+}
+
+// EncodeQMP writes v.
+func (v *XTraceStartArguments) EncodeQMP(e *qmp.Encoder) {
+	e.BeginObject()
+	v.encodeMembers(e)
+	e.EndObject()
+}
+
+func (v *XTraceStartArguments) encodeMembers(e *qmp.Encoder) {
+	e.Key("filename")
+	e.String(v.Filename)
+	if v.Nodes != nil {
+		e.Key("nodes")
+		e.BeginArray()
+		for i := range v.Nodes {
+			e.Elem()
+			e.String(v.Nodes[i])
+		}
+		e.EndArray()
+	}
+	if v.Exports != nil {
+		e.Key("exports")
+		e.BeginArray()
+		for i := range v.Exports {
+			e.Elem()
+			e.String(v.Exports[i])
+		}
+		e.EndArray()
+	}
+	if v.Limit != nil {
+		e.Key("limit")
+		e.Uint(*v.Limit)
+	}
+}
+
+// DecodeQMP fills v.
+func (v *XTraceStartArguments) DecodeQMP(p qmp.Param) {
+	m := p.Object()
+	v.decodeMembers(&m)
+	m.End()
+}
+
+func (v *XTraceStartArguments) decodeMembers(m *qmp.Members) {
+	v.Filename = m.Required("filename").Text()
+	if p := m.Optional("nodes"); p.Present() {
+		l := p.List()
+		v.Nodes = make([]string, l.Len())
+		for i := range v.Nodes {
+			v.Nodes[i] = l.At(i).Text()
+		}
+	}
+	if p := m.Optional("exports"); p.Present() {
+		l := p.List()
+		v.Exports = make([]string, l.Len())
+		for i := range v.Exports {
+			v.Exports[i] = l.At(i).Text()
+		}
+	}
+	if p := m.Optional("limit"); p.Present() {
+		v.Limit = new(p.Size())
 	}
 }
 

@@ -45,6 +45,15 @@ type Commands interface {
 	// flushed and closed.  The reply comes when all that is done.
 	Quit(ctx context.Context) error
 
+	// XLogLevel is x-log-level. Changes which messages are logged, until the daemon ends.
+	XLogLevel(ctx context.Context, args *XLogLevelArguments) error
+
+	// XTraceStart is x-trace-start. Begins to record single requests in a file.
+	XTraceStart(ctx context.Context, args *XTraceStartArguments) error
+
+	// XTraceStop is x-trace-stop. Ends the trace.
+	XTraceStop(ctx context.Context) (TraceTotals, error)
+
 	// NBDServerStart is nbd-server-start. Starts the NBD server.  There is one at most.
 	NBDServerStart(ctx context.Context, args *NbdServerOptionsLegacy) error
 
@@ -292,6 +301,27 @@ func Dispatch(ctx context.Context, impl Commands, name string, args *qmp.Object)
 			return nil, err
 		}
 		return nil, impl.Quit(ctx)
+	case "x-log-level":
+		var a XLogLevelArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.XLogLevel(ctx, &a)
+	case "x-trace-start":
+		var a XTraceStartArguments
+		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
+			return nil, err
+		}
+		return nil, impl.XTraceStart(ctx, &a)
+	case "x-trace-stop":
+		if err := noArguments(args); err != nil {
+			return nil, err
+		}
+		r, err := impl.XTraceStop(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return &r, nil
 	case "nbd-server-start":
 		var a NbdServerOptionsLegacy
 		if err := qmp.Decode(args, qmp.Strict, &a); err != nil {
@@ -647,6 +677,9 @@ var commandNames = []string{
 	"query-version",
 	"query-commands",
 	"quit",
+	"x-log-level",
+	"x-trace-start",
+	"x-trace-stop",
 	"nbd-server-start",
 	"nbd-server-stop",
 	"block-export-add",

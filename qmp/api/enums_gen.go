@@ -92,6 +92,29 @@ func (v MonitorMode) Valid() bool {
 	return false
 }
 
+// LogLevel: Which messages of the daemon are logged.
+type LogLevel string
+
+// Values of LogLevel.
+const (
+	LogLevelError   LogLevel = "error"   // what went wrong
+	LogLevelWarning LogLevel = "warning" // what may be wrong, too
+	LogLevelInfo    LogLevel = "info"    // what happened, too
+	LogLevelDebug   LogLevel = "debug"   // everything
+)
+
+// Valid tells whether v is one of the values.
+func (v LogLevel) Valid() bool {
+	switch v {
+	case LogLevelError,
+		LogLevelWarning,
+		LogLevelInfo,
+		LogLevelDebug:
+		return true
+	}
+	return false
+}
+
 // BlockExportType: Kinds of exports.
 type BlockExportType string
 

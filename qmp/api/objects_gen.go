@@ -233,6 +233,20 @@ func (v MonitorOptions) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), n
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *MonitorOptions) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
+// TraceTotals: What a trace came to.
+type TraceTotals struct {
+	// requests that are in the file
+	Recorded int64
+	// requests that there was no room for
+	Dropped int64
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v TraceTotals) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *TraceTotals) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
 // NbdServerOptionsBase: The NBD server without its address.
 type NbdServerOptionsBase struct {
 	// a client must be done negotiating by then; 0 is no limit (default: 10)
@@ -2133,6 +2147,38 @@ func (v QMPCapabilitiesArguments) MarshalJSON() ([]byte, error) { return qmp.Enc
 
 // UnmarshalJSON takes what came over the wire, unknown members included.
 func (v *QMPCapabilitiesArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// XLogLevelArguments are the arguments of a command.
+// Changes which messages are logged, until the daemon ends.
+type XLogLevelArguments struct {
+	// those, and what is worse
+	Level LogLevel
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v XLogLevelArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *XLogLevelArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
+
+// XTraceStartArguments are the arguments of a command.
+// Begins to record single requests in a file.
+type XTraceStartArguments struct {
+	// the file, which must not exist
+	Filename string
+	// nodes to record (default: none if there are @exports, else all)
+	Nodes []string
+	// exports to record (default: none if there are @nodes, else all)
+	Exports []string
+	// bytes that the file may have (default: 1 GiB)
+	Limit *uint64
+}
+
+// MarshalJSON returns what goes over the wire.
+func (v XTraceStartArguments) MarshalJSON() ([]byte, error) { return qmp.Encode(&v), nil }
+
+// UnmarshalJSON takes what came over the wire, unknown members included.
+func (v *XTraceStartArguments) UnmarshalJSON(text []byte) error { return qmp.Unmarshal(text, v) }
 
 // BlockExportDelArguments are the arguments of a command.
 // Removes an export.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/blkmirror/blkmirror/block"
 	"github.com/blkmirror/blkmirror/block/nbd"
+	"github.com/blkmirror/blkmirror/block/trace"
 )
 
 // commands says of every command which flags it takes, and what it does.
@@ -27,6 +28,10 @@ var commands = [...]struct {
 	nbd.CmdWriteZeroes: {known: true, flags: nbd.FlagFUA | nbd.FlagNoHole | nbd.FlagFastZero, changes: true, ranged: true},
 	nbd.CmdBlockStatus: {known: true, flags: nbd.FlagFUA | nbd.FlagReqOne, ranged: true},
 }
+
+// traced are the names of commands in a trace.
+var traced = [...]trace.Op{nbd.CmdRead: trace.Read, nbd.CmdWrite: trace.Write, nbd.CmdFlush: trace.Flush, nbd.CmdTrim: trace.Discard,
+	nbd.CmdCache: trace.Cache, nbd.CmdWriteZeroes: trace.Zero, nbd.CmdBlockStatus: trace.Status}
 
 // payload is how many bytes follow a request. An extended write ought to say that it has data, but QEMU's does not.
 func (s *session) payload(r *nbd.Request) uint64 {
@@ -107,6 +112,10 @@ func (s *session) perform(ctx context.Context, gate *block.Gate, t *task) (more 
 	took := time.Since(began)
 	s.pace.add(&t.Request, took)
 	s.traffic.count(&t.Request, took, err)
+	if r := block.Tracing(); r != nil {
+		r.Record(trace.Request{Took: took, Where: trace.Export, Name: s.export.config.ID, Conn: uint32(s.id), Op: traced[t.Command],
+			Failed: err != nil, Off: int64(t.Offset), Len: int64(t.Length)})
+	}
 	return s.answer(t, nbd.ErrnoOf(err))
 }
 
