@@ -122,6 +122,7 @@ func TestPage(t *testing.T) {
 	// A narrow screen needs no scrolling to the side.
 	b.run(chromedp.EmulateViewport(390, 800))
 	b.until("the page fits", `document.documentElement.scrollWidth <= 390`)
+	b.until("the map has fewer squares", `+document.querySelector('#map-canvas').dataset.cells < 1000`)
 	b.picture("narrow", "")
 }
 
