@@ -17,9 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// build builds a program of this module, with the race detector if the test
+// buildProgram builds a program of this module, with the race detector if the test
 // has it.
-func build(t *testing.T, folder, name string) string {
+func buildProgram(t *testing.T, folder, name string) string {
 	t.Helper()
 	program := filepath.Join(folder, name)
 	args := []string{"build", "-o", program}
@@ -44,7 +44,7 @@ type house struct {
 
 func newHouse(t *testing.T) *house {
 	folder := shortFolder(t)
-	h := &house{t: t, client: build(t, folder, "blkmirror"), source: filepath.Join(folder, "a"), target: filepath.Join(folder, "b"),
+	h := &house{t: t, client: buildProgram(t, folder, "blkmirror"), source: filepath.Join(folder, "a"), target: filepath.Join(folder, "b"),
 		sockets: [2]string{filepath.Join(folder, "q0"), filepath.Join(folder, "q1")}}
 	data := bytes.Repeat([]byte("blkmirror is here "), 8<<20/18)
 	if err := os.WriteFile(h.source, data, 0o600); err != nil {
@@ -60,7 +60,7 @@ func newHouse(t *testing.T) *house {
 	}
 	pidFile := filepath.Join(folder, "pid")
 	// With --daemonize the command returns when everything runs.
-	start := exec.CommandContext(t.Context(), build(t, folder, "blkmirrord"), "--daemonize", "--pidfile", pidFile,
+	start := exec.CommandContext(t.Context(), buildProgram(t, folder, "blkmirrord"), "--daemonize", "--pidfile", pidFile,
 		"--blockdev", "driver=file,node-name=a,filename="+h.source, "--blockdev", "driver=file,node-name=b,filename="+h.target,
 		"--qmp", h.sockets[0], "--qmp", h.sockets[1])
 	if err := start.Run(); err != nil {

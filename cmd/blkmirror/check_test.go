@@ -149,6 +149,8 @@ func TestExplain(t *testing.T) {
 	}
 	slow := mirror("ready", 5*mib, 0)
 	slow.GuestWriteDelayNS = ptr(int64(1500000))
+	braked := mirror("running", 80*mib, 20*mib)
+	braked.RateLimit, braked.GuestLatencyNS, braked.MaxGuestLatency = ptr(int64(10*mib)), ptr(int64(3000000)), ptr(int64(2000000))
 	failed := mirror("concluded", 0, 0)
 	failed.Error = ptr("No space left on device")
 	for name, test := range map[string]struct {
@@ -162,8 +164,11 @@ func TestExplain(t *testing.T) {
 		"does not converge": {jobView{now: mirror("running", 95*mib, 20*mib), before: mirror("running", 90*mib, 10*mib), block: block(0, "ok", false)},
 			"STUCK 95 MiB are left. It copies 10 MiB/s and does not get done: guests write as fast, and what is left grew by 5 MiB in 1s. [blkmirror mirror mode m write-blocking]"},
 		"stands still": {jobView{now: mirror("running", 90*mib, 10*mib), before: mirror("running", 90*mib, 10*mib), block: block(0, "ok", false)},
-			"STUCK 90 MiB are left. Nothing was copied in the last 1s: the storage of source or target does not answer, or is very slow. " +
+			"STUCK 90 MiB are left. Nothing was copied in the last 1s: the storage of source or target does not answer or is very slow, or its requests fail and are tried again, as with on-target-error=ignore. " +
 				"[blkmirror doctor] [blkmirror events BLOCK_JOB_ERROR BLOCK_NODE_CONNECTION]"},
+		"gives way": {jobView{now: braked, before: mirror("running", 90*mib, 10*mib), block: block(0, "ok", false)},
+			"80 MiB are left. It copies 10 MiB/s and is done in about 8s. It gives way to guests, who wait up to 3ms for the source and shall not wait longer than 2ms: " +
+				"10 MiB/s at most for now. [blkmirror mirror latency m 0]"},
 		"is nearly ready": {jobView{now: mirror("running", 0, 10*mib), before: mirror("running", 0, 10*mib)},
 			"0 B are left. It flushes the target and will be ready in a moment."},
 		"is paused": {jobView{now: mirror("paused", mib, 0), block: block(0, "ok", false)},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/blkmirror/blkmirror/daemon/build"
 	"github.com/blkmirror/blkmirror/qmp"
 )
 
@@ -63,6 +64,7 @@ func (c *cli) root(socket string) *cobra.Command {
 		Use:           "blkmirror",
 		Short:         "mirror disks that are in use",
 		Long:          rootHelp,
+		Version:       build.Read().String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,

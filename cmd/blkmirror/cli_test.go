@@ -187,7 +187,8 @@ func TestUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{}, {"frob"}, {"nodes", "extra"}, {"nodes", "--frob"}, {"mirror", "start", "a"}, {"mirror", "start", "a", "b", "--sync", "some"},
 		{"mirror", "start", "a", "b", "--speed", "fast"}, {"mirror", "start", "a", "b", "--granularity", "1T"}, {"mirror", "start", "a", "b", "--auto-dismiss=maybe"},
-		{"mirror", "speed", "m", "1Q"}, {"mirror", "speed", "m"}, {"mirror", "complete"}, {"mirror"}, {"mirror", "frob"}, {"mirror", "mode", "m", "fast"}, {"bitmap"}, {"export"}, {"nodes", "--timeout", "-1s"}, {"nodes", "--timeout", "soon"},
+		{"mirror", "speed", "m", "1Q"}, {"mirror", "speed", "m"}, {"mirror", "complete"}, {"mirror"}, {"mirror", "frob"}, {"mirror", "mode", "m", "fast"}, {"mirror", "latency", "m", "5"},
+		{"mirror", "start", "a", "b", "--max-guest-latency", "-1s"}, {"bitmap"}, {"export"}, {"nodes", "--timeout", "-1s"}, {"nodes", "--timeout", "soon"},
 		{"qmp"}, {"qmp", "{", "x"}, {"qmp", "{"}, {"qmp", "{}"}, {"qmp", `{"execute": 1}`}, {"qmp", `{"execute": "a", "foo": 1}`},
 		{"qmp", `{"execute": "a"} {`}, {"qmp", "a", "b"}, {"qmp", "a", "=b"}, {"qmp", "a", "b=[1"}, {"qmp", "a", "b=1", "b=2"}, {"qmp", "a", "b=1", "b.c=2"},
 	} {

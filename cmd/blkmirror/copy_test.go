@@ -322,7 +322,7 @@ func TestCopyOnATerminal(t *testing.T) {
 	c := newCopies(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	client := build(t, c.folder, "blkmirror")
+	client := buildProgram(t, c.folder, "blkmirror")
 	shown := onConsole(t, exec.CommandContext(ctx, client, "copy", c.path("src.img"), c.path("x.img"), "--speed", "1M", "--verify"))
 	shown.see("copy running")
 	shown.see("[=")

@@ -64,7 +64,7 @@ func TestPage(t *testing.T) {
 	}
 	folder := shortFolder(t)
 	for _, name := range []string{"blkmirror", "blkmirrord"} {
-		build(t, folder, name)
+		buildProgram(t, folder, name)
 	}
 	work := filepath.Join(folder, "work")
 	if err := os.Mkdir(work, 0o700); err != nil {

@@ -207,7 +207,8 @@ func (v *jobView) explainRunning(e *explanation) {
 		e.say("It flushes the target and will be ready in a moment.")
 	case rate == 0 && todo >= was:
 		e.stuck = true
-		e.say("Nothing was copied in the last %v: the storage of source or target does not answer, or is very slow.", v.between.Round(time.Millisecond))
+		e.say("Nothing was copied in the last %v: the storage of source or target does not answer or is very slow, or its "+
+			"requests fail and are tried again, as with on-target-error=ignore.", v.between.Round(time.Millisecond))
 		e.offer("look at the images, their locks and their space", "doctor")
 		e.offer("see whether requests fail", "events BLOCK_JOB_ERROR BLOCK_NODE_CONNECTION")
 	case gain <= 0:
@@ -223,6 +224,11 @@ func (v *jobView) explainRunning(e *explanation) {
 	if limited {
 		e.say("Its limit of %s/s holds it back.", bytesize.Format(v.block.Speed))
 		e.offer("take the limit away", "job speed %s 0", id)
+	}
+	if held, most := qmp.Or(v.now.RateLimit, 0), time.Duration(qmp.Or(v.now.MaxGuestLatency, 0)); held > 0 {
+		e.say("It gives way to guests, who wait up to %v for the source and shall not wait longer than %v: %s/s at most for now.",
+			time.Duration(qmp.Or(v.now.GuestLatencyNS, 0)).Round(time.Microsecond), most, bytesize.Format(held))
+		e.offer("copy as fast as it can", "mirror latency %s 0", id)
 	}
 	if delay := qmp.Or(v.now.GuestWriteDelayNS, 0); delay > 0 {
 		e.say("Each write of a guest takes %v longer because of it.", time.Duration(delay).Round(time.Microsecond))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +25,7 @@ type mirrorFlags struct {
 	filter         string
 	bitmap         string
 	granularity    *int64
+	latency        time.Duration
 	wait, complete bool
 	verify, digest bool
 	force, dryRun  bool
@@ -31,7 +33,7 @@ type mirrorFlags struct {
 
 func (c *cli) mirrorCommand() *cobra.Command {
 	return group("mirror", "start, watch and steer mirrors",
-		append([]*cobra.Command{c.startCommand(), c.modeCommand(), c.mirrorVerifyCommand()}, c.verbCommands()...)...)
+		append([]*cobra.Command{c.startCommand(), c.modeCommand(), c.latencyCommand(), c.mirrorVerifyCommand()}, c.verbCommands()...)...)
 }
 
 func (c *cli) modeCommand() *cobra.Command {
@@ -51,6 +53,32 @@ func (c *cli) modeCommand() *cobra.Command {
 					return refused(id, err)
 				}
 				c.say(jobObject(id), "job '%s' copies in mode %s", id, mode)
+				return nil
+			})
+		}),
+	}
+}
+
+func (c *cli) latencyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "latency JOB TIME", Short: "let a mirror give way while guests wait longer than this for the source; 0 is no limit", Args: cobra.ExactArgs(2),
+		RunE: c.action(func(ctx context.Context, args []string) error {
+			id := args[0]
+			most, err := time.ParseDuration(args[1])
+			if err != nil || most < 0 {
+				return usage("'%s' is no TIME such as 5ms", args[1])
+			}
+			return c.with(ctx, func(s *session) error {
+				ns := most.Nanoseconds()
+				change := &api.BlockJobChangeOptions{ID: id, Type: api.JobTypeMirror, Mirror: &api.BlockJobChangeOptionsMirror{MaxGuestLatency: &ns}}
+				if err := s.Execute(ctx, "block-job-change", change, nil); err != nil {
+					return refused(id, err)
+				}
+				if most == 0 {
+					c.say(jobObject(id), "job '%s' does not give way to guests", id)
+				} else {
+					c.say(jobObject(id), "job '%s' gives way while guests wait longer than %v", id, most)
+				}
 				return nil
 			})
 		}),
@@ -86,6 +114,7 @@ or runs into --timeout, the job goes on.`,
 	flags.Var(sizeFlag{&f.granularity}, "granularity", "`SIZE` of the pieces whose state is kept, a power of two")
 	flags.Var(sizeFlag{&a.BufSize}, "buf-size", "`SIZE` of all data on its way at once")
 	flags.Var(sizeFlag{&a.Speed}, "speed", "`SIZE` copied per second at most; 0 is no limit")
+	flags.DurationVar(&f.latency, "max-guest-latency", 0, "give way while guests wait longer than this `TIME` for SOURCE; 0 is no limit")
 	policies := []api.BlockdevOnError{api.BlockdevOnErrorReport, api.BlockdevOnErrorIgnore, api.BlockdevOnErrorStop,
 		api.BlockdevOnErrorEnospc, api.BlockdevOnErrorAuto}
 	addEnum(cmd, &a.OnSourceError, "on-source-error", "what to do when reading fails (default: report)", policies...)
@@ -119,6 +148,12 @@ func (f *mirrorFlags) finish(source, target string) error {
 		f.job = "mirror-" + strings.TrimPrefix(source, "#")
 	}
 	a.JobID = &f.job
+	switch ns := f.latency.Nanoseconds(); {
+	case ns < 0:
+		return usage("--max-guest-latency %v is negative", f.latency)
+	case ns > 0:
+		a.MaxGuestLatency = &ns
+	}
 	if f.filter != "" {
 		a.FilterNodeName = &f.filter
 	}
