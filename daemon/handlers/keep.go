@@ -133,6 +133,12 @@ func (h *Handlers) recordEnd(ctx context.Context) (s *state.State, err error) {
 			c.Disk = bits.Size()
 			s.Bitmaps[i].Contents = c
 		}
+		if len(s.Bitmaps) > 0 {
+			// The names of those files must not be lost where that of the state is not.
+			if err := h.kept.Dir.Sync(); err != nil {
+				return err
+			}
+		}
 		return h.kept.Dir.Save(s)
 	})
 	return s, err
