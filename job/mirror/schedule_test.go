@@ -785,8 +785,8 @@ func (a *actors) finish(r *rand.Rand) {
 			return
 		case <-time.After(time.Duration(1 + r.Int64N(int64(100*time.Millisecond)))):
 		}
-		if a.schedule.t.Failed() && turn < 10000 {
-			turn = 10000
+		if a.schedule.t.Failed() {
+			turn = max(turn, 10001) // it is not stuck, it just has to end
 		}
 		a.source.heal()
 		a.target.heal()

@@ -324,7 +324,8 @@ func (m *Mirror) verifyData(ctx, target context.Context, n int64, r *result) {
 		return
 	}
 	for at := int64(0); at < n; {
-		end := min(at+sector, n)
+		// Sectors are those of the disk, wherever extents begin: one that lay in two chunks would be told for both.
+		end := min((r.at+at)&^(sector-1)+sector-r.at, n)
 		if !bytes.Equal(a.B[at:end], b.B[at:end]) {
 			r.differ = addSpan(r.differ, r.at+at, r.at+end)
 		}

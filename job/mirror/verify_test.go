@@ -141,6 +141,27 @@ func TestVerifyMends(t *testing.T) {
 	}
 }
 
+// Extents may begin anywhere, as those of servers do. A difference lies in one chunk all the same: if there is a reason for it there,
+// nothing is told of the chunk before.
+func TestVerifySectors(t *testing.T) {
+	const odd, where = 70000, 3 << 16 // no multiple of a sector, and where a chunk begins
+	in(t, func(t *testing.T) {
+		o := blocktest.MemOptions{StatusMost: odd}
+		r := newRig(t, newDisk(1, pattern(1, mib), o), newDisk(2, pattern(1, mib), o), unmapping, unmapping)
+		r.events.onReady = func(job.Info) { must(t, r.target.mem.WriteAt(bg, make([]byte, 1), where, 0)) }
+		var k told
+		m := r.start(k.options(Options{Granularity: 64 << 10, AutoFinalize: true}))
+		r.ready(m)
+		complete(t, m, false)
+		r.over(m)
+		must(t, m.job.Err())
+		found, _, _ := k.now()
+		if want := (Difference{where, sector, sector}); len(found) != 1 || found[0] != want {
+			t.Errorf("told of %+v, want %+v", found, want)
+		}
+	})
+}
+
 func complete(t *testing.T, m *Mirror, soft bool) {
 	t.Helper()
 	if soft {
