@@ -48,11 +48,12 @@ var outside = []foreign{
 	{"github.com/sirupsen/logrus", []string{"cmd", "daemon", "qmp/server"}, true, "leaves return errors and emit events"},
 	{"github.com/digitalocean/go-qemu/qmp/raw", nil, false, "its decoders recurse without end on flat unions"},
 	{"github.com/digitalocean/go-qemu/qapi-schema", []string{"qmp/internal/qapigen"}, false, "the schema is read when code is generated"},
-	{"github.com/digitalocean/go-qemu/qmp", nil, true, "it is a foreign client for tests"},
+	{"github.com/digitalocean/go-qemu/qmp", []string{"docs/examples"}, true, "it is a foreign client for tests, and examples show how it is used"},
 	{"lukechampine.com/blake3", []string{"job/digest"}, true, "one package knows what the digest of a disk is"},
 	{"github.com/chromedp", nil, true, "it drives a browser for tests"},
 	{"github.com/spf13/cobra", []string{"cmd"}, false, "the command line of the client"},
 	{"github.com/prometheus", []string{"daemon/metrics"}, true, "what is shown to Prometheus is read in one place"},
+	{"go.yaml.in/yaml", []string{"daemon/config"}, true, "one package knows what a configuration file looks like"},
 	{"github.com/vbauerster/mpb", []string{"cmd"}, false, "the progress bar of the client"},
 }
 
