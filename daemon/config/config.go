@@ -89,7 +89,7 @@ func Parse(file string, text []byte, spec Spec) ([]Option, error) {
 	case errors.Is(err, io.EOF):
 		return nil, nil
 	case err != nil:
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, fmt.Errorf("%s: %w", file, plain(err))
 	}
 	r := reader{file}
 	if err := decoder.Decode(&second); !errors.Is(err, io.EOF) {
@@ -124,14 +124,23 @@ func Parse(file string, text []byte, spec Spec) ([]Option, error) {
 	return options, nil
 }
 
+// plain is an error of the YAML package without what it took for the name of an anchor: it may be a secret that begins with a star
+// and was not quoted.
+func plain(err error) error {
+	if strings.Contains(err.Error(), "unknown anchor") {
+		return errors.New("yaml: anchors and aliases are not taken; a text that begins with * wants quotes")
+	}
+	return err
+}
+
 // near names an option that may have been meant.
 func near(name string, spec Spec) string {
-	plain := func(s string) string {
+	bare := func(s string) string {
 		return strings.TrimSuffix(strings.NewReplacer("-", "", "_", "").Replace(strings.ToLower(s)), "s")
 	}
 	var found []string
 	for known := range spec {
-		if plain(known) == plain(name) {
+		if bare(known) == bare(name) {
 			found = append(found, known)
 		}
 	}
@@ -154,6 +163,8 @@ func (r reader) check(n *yaml.Node, depth int) error {
 		return r.fail(n, "more than %d levels", maxDepth)
 	case n.Kind == yaml.AliasNode || n.Anchor != "":
 		return r.fail(n, "anchors and aliases are not taken")
+	case n.Style&yaml.TaggedStyle != 0:
+		return r.fail(n, "tags such as !!str are not taken; quotes make a text of a value")
 	}
 	seen := map[string]bool{}
 	for i, c := range n.Content {

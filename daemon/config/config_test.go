@@ -60,7 +60,11 @@ func TestErrors(t *testing.T) {
 		{"blockdev: [{<<: {a: hush}}]", "f:1: a key is a name"},
 		{"blockdev: [{[a]: hush}]", "f:1: a key is a name"},
 		{"blockdev: [{a: .inf}]", "f:1: a number that there is not in JSON"},
-		{"blockdev: [{a: !!binary aHVzaA==}]", "f:1: values of type binary"},
+		{"blockdev: [{a: !!binary aHVzaA==}]", "f:1: tags"},
+		{"blockdev: [{a: !hush x}]", "f:1: tags"},
+		{"blockdev: [{a: !!bool \"true,\\\"b\\\": 7\"}]", "f:1: tags"}, // it would be JSON of another kind
+		{"daemonize: !!bool hush", "f:1: tags"},
+		{"blockdev: [{a: *hush}]", "f: yaml: anchors and aliases"},
 		{"- hush", "f:1: expects options"},
 		{secret, "f:1: expects options"},
 		{"max-jobs: 1\n---\nmax-jobs: 2", "more than one document"},
@@ -116,7 +120,7 @@ func TestRead(t *testing.T) {
 // FuzzParse: whatever a file has, there is an error or there are options that the spec knows, and objects are JSON.
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{"state-dir: x\nblockdev: [{a: {b: [1, true, null, 2.5, \"x\"]}}, text]", "chardev: [{a: {b: true}}]",
-		"a: &a [*a]", "blockdev: [{<<: {a: 1}}]", "daemonize: yes", "---\n...\n---", "blockdev: !!set {a, b}", "? {a: b}\n: c", "\xff"} {
+		"a: &a [*a]", "blockdev: [{<<: {a: 1}}]", "daemonize: yes", "---\n...\n---", "blockdev: [{a: !!bool \"true,\"}]", "blockdev: !!set {a, b}", "? {a: b}\n: c", "\xff"} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {

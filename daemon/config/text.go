@@ -87,7 +87,7 @@ func (r reader) scalar(to *bytes.Buffer, n *yaml.Node) error {
 	case "!!str", "!!timestamp": // what looks like a date is a text here
 		writeString(to, n.Value)
 	default:
-		return r.fail(n, "values of type %s are not taken", strings.TrimPrefix(n.Tag, "!!"))
+		return r.fail(n, "a value of a type that there is not in JSON")
 	}
 	return nil
 }
