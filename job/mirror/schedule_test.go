@@ -838,7 +838,7 @@ func (a *actors) isQuiet(r *rand.Rand) bool {
 	a.stopGuests()
 	a.calm.Store(true)
 	defer a.calm.Store(false)
-	time.Sleep(20 * time.Second) // who acts already comes to an end
+	time.Sleep(40 * time.Second) // who acts already comes to an end: a server is stalled for 30 s at most, and then lost
 	if _, dead, _ := connection(a.target); dead {
 		return true
 	}
