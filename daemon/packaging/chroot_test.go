@@ -78,11 +78,7 @@ func (r root) files() (found []string) {
 	r.t.Helper()
 	must(r.t, filepath.WalkDir(r.dir, func(path string, _ fs.DirEntry, err error) error {
 		below := strings.TrimPrefix(path, r.dir)
-<<<<<<< HEAD
 		for _, own := range []string{"/var/lib/dpkg", "/var/log", "/var/cache", "/tmp", "/proc", "/etc/.pwd.lock", "/run/adduser"} {
-=======
-		for _, own := range []string{"/var/lib/dpkg", "/var/log", "/var/cache", "/tmp", "/proc", "/etc/.pwd.lock"} {
->>>>>>> main
 			if strings.HasPrefix(below, own) {
 				return err
 			}
