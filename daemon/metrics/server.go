@@ -28,6 +28,8 @@ const (
 	maxConnections = 16
 	maxScrapes     = 4 // at a time
 	scrapeTime     = 10 * time.Second
+	// stopTime is how long a stop waits for scrapes. A connection on which nothing has come yet counts as one, for net/http.
+	stopTime = 250 * time.Millisecond
 )
 
 // Handler answers scrapes.
@@ -87,9 +89,14 @@ func Serve(address string, remote bool, h http.Handler, to *logrus.Entry) (*Serv
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET "+Path, h)
-	s := &Server{addr: l.Addr(), done: make(chan struct{}), http: &http.Server{Handler: mux, ReadTimeout: scrapeTime,
+	var handler http.Handler = mux
+	if _, tcp := l.Addr().(*net.TCPAddr); tcp && !remote {
+		handler = local(mux)
+	}
+	s := &Server{addr: l.Addr(), done: make(chan struct{}), http: &http.Server{Handler: handler, ReadTimeout: scrapeTime,
 		WriteTimeout: 2 * scrapeTime, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10, ConnState: bounded(maxConnections),
 		ErrorLog: log.New(errorLog{to}, "", 0)}}
+	to.WithField("addr", l.Addr().String()).Info("metrics served")
 	go func() {
 		defer close(s.done)
 		if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -97,6 +104,23 @@ func Serve(address string, remote bool, h http.Handler, to *logrus.Entry) (*Serv
 		}
 	}()
 	return s, nil
+}
+
+// local takes requests to this host by its address or as localhost only. A page in a browser here, whose name was made to lead to this host
+// after it was loaded (DNS rebinding), comes with that name.
+func local(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name := r.Host
+		if host, _, err := net.SplitHostPort(name); err == nil {
+			name = host
+		}
+		name = strings.Trim(name, "[]")
+		if net.ParseIP(name) == nil && !strings.EqualFold(name, "localhost") {
+			http.Error(w, "metrics are served to this host, by its address or as localhost", http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // bounded closes connections beyond so many. Prometheus needs one.
@@ -128,11 +152,13 @@ func listen(address string) (net.Listener, error) {
 // Addr is where metrics are served.
 func (s *Server) Addr() net.Addr { return s.addr }
 
-// Stop ends the server and its connections, and waits for them as long as ctx lasts. A nil Server has nothing to stop.
+// Stop ends the server and its connections, those in a scrape after a moment or with ctx. A nil Server has nothing to stop.
 func (s *Server) Stop(ctx context.Context) error {
 	if s == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, stopTime)
+	defer cancel()
 	err := s.http.Shutdown(ctx)
 	if err != nil {
 		err = s.http.Close()

@@ -110,7 +110,7 @@ func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusUnsupportedMediaType, "expects application/json")
 		return
 	case !strings.EqualFold(scheme, "Bearer") || !s.token.is(shown):
-		s.config.Log.WithField("conn", r.RemoteAddr).Warn("web page: an order without the token was refused")
+		s.config.Log.WithField("remote", r.RemoteAddr).Warn("web page: an order without the token was refused")
 		w.Header().Set("WWW-Authenticate", "Bearer")
 		refuse(w, http.StatusUnauthorized, "the token is not that of this daemon")
 		return

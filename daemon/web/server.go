@@ -9,6 +9,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,6 +24,9 @@ const (
 	replyTime      = 30 * time.Second // for what is no stream
 	idleTime       = 60 * time.Second
 	maxHeader      = 16 << 10
+	// stopTime is how long a stop waits for replies. A connection on which nothing has come yet counts as one, for net/http, and
+	// browsers open such. net/http itself takes 500 ms to end one on which something came that nobody read.
+	stopTime = 700 * time.Millisecond
 )
 
 // Config is what a server needs.
@@ -109,12 +113,15 @@ func (s *Server) serve(l net.Listener) {
 // Addr is where the server listens.
 func (s *Server) Addr() net.Addr { return s.addr }
 
-// Stop ends all connections and waits for what the server started. It may be called without Start.
+// Stop ends all connections, those with a reply under way after a moment or with ctx, and waits for what the server started. It may be
+// called without Start.
 func (s *Server) Stop(ctx context.Context) error {
 	if s == nil || s.http == nil {
 		return nil
 	}
 	s.cancel()
+	ctx, cancel := context.WithTimeout(ctx, stopTime)
+	defer cancel()
 	err := s.http.Shutdown(ctx)
 	if err != nil { // a handler that others hung in does not end: its connection does
 		err = s.http.Close()
@@ -130,7 +137,7 @@ func (s *Server) Stop(ctx context.Context) error {
 type warner struct{ log *logrus.Entry }
 
 func (w warner) Write(p []byte) (int, error) {
-	w.log.Warn("web page: " + string(p))
+	w.log.WithField("err", strings.TrimSpace(string(p))).Warn("web page")
 	return len(p), nil
 }
 
