@@ -117,7 +117,7 @@ func parse(args, files []string) (*commandLine, error) {
 	if err := line.watch.check(); err != nil {
 		return nil, err
 	}
-	if *seconds < 0 || *seconds > maxDrain.Seconds() {
+	if !(*seconds >= 0 && *seconds <= maxDrain.Seconds()) { // NaN is neither
 		return nil, fmt.Errorf("--drain-timeout %v: expects seconds from 0 to %v", *seconds, maxDrain.Seconds())
 	}
 	switch line.restore = restoreMode(*restore); {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// maxNames bounds the memory for names.
+// maxNames bounds the memory for names; requests of further ones are not recorded.
 const maxNames = 1 << 16
 
 // Reader reads a trace.

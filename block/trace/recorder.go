@@ -111,7 +111,7 @@ func (r *Recorder) Record(q Request) {
 	if r.mu.lost > 0 {
 		size += recordSize
 	}
-	if len(r.mu.buffer)+size > bufferSize || r.mu.left < int64(size) {
+	if len(r.mu.buffer)+size > bufferSize || r.mu.left < int64(size) || !known && len(r.mu.numbers) >= maxNames {
 		r.mu.totals.Dropped++
 		r.mu.lost++
 		return

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -125,6 +126,27 @@ func TestLimit(t *testing.T) {
 	}
 	if _, err := Start(path+"2", Options{Limit: 1}); err == nil {
 		t.Error("a limit of a byte is taken")
+	}
+}
+
+// More names than a reader takes do not spoil a trace.
+func TestManyNames(t *testing.T) {
+	path := t.TempDir() + "/trace"
+	r, err := Start(path, Options{})
+	must(t, err)
+	for i := range maxNames + 10 {
+		r.Record(Request{Where: Node, Name: strconv.Itoa(i), Op: Read})
+		if i%1000 == 0 {
+			r.full <- struct{}{} // room for more
+		}
+	}
+	totals, err := r.Stop()
+	must(t, err)
+	text, err := os.ReadFile(path)
+	must(t, err)
+	got, reader, err := all(text)
+	if err != nil || int64(len(got)) != totals.Recorded || reader.Dropped != totals.Dropped || totals.Dropped < 10 {
+		t.Errorf("%v, %d requests, %v", totals, len(got), err)
 	}
 }
 
