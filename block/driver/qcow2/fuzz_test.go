@@ -101,4 +101,5 @@ func useImage(t *testing.T, image []byte, readOnly bool) {
 	}
 	use(n)
 	_ = d.Settle(bg)
+	_ = d.Close() // else the timer that cleans its cache keeps it, and the image, in memory
 }
