@@ -64,6 +64,9 @@ func (w *world) emit(e qmp.Event) {
 		}
 		w.overLocked()
 	case *api.BlockJobCancelledEvent:
+		if w.ending != nil {
+			w.ending = (*model).ended
+		}
 		w.overLocked()
 	case *api.BlockJobErrorEvent:
 		w.wrong("error of the mirror: %+v", *e)
@@ -77,7 +80,7 @@ func (w *world) overLocked() {
 		return
 	}
 	w.known = w.known.with(w.ending)
-	w.ending, w.asked = nil, false
+	w.ending, w.asked, w.ahead = nil, false, nil
 	close(w.over)
 }
 
@@ -85,7 +88,7 @@ func (w *world) overLocked() {
 // was asked to end did or did not.
 func (w *world) possible() []*model {
 	list := []*model{w.known}
-	for _, change := range []func(*model){w.change, w.ending} {
+	for _, change := range []func(*model){w.change, w.ahead, w.ending} {
 		if change != nil {
 			for _, m := range slices.Clone(list) {
 				list = append(list, m.with(change))
@@ -111,10 +114,11 @@ func (w *world) begin() (*life, error) {
 		return l, err
 	}
 	trouble := func(err error) { w.note("trouble: %v", err) }
+	trusted := w.trusted // a paused job tells late
 	resumed := func(job string, left int64, reason string) {
 		w.counts.resumed++
 		w.note("%s goes on with %d bytes left: %s", job, left, reason)
-		if l.trusted && reason != "" && reason != "it was not known yet what had to be copied" {
+		if trusted && reason != "" && reason != "it was not known yet what had to be copied" {
 			w.wrong("the intent file was in order, and yet: %s", reason)
 		}
 	}
@@ -161,10 +165,17 @@ var errCut = errors.New("the host has ended")
 func (l *life) verify() {
 	time.Sleep(time.Second) // a job that comes back pauses when it begins to work
 	w := l.world
-	is, err := l.look()
-	if err != nil {
-		w.wrong("%v", err)
-		return
+	var is *model
+	for range 20 { // the job may be about to end
+		var err error
+		if is, err = l.look(); err != nil {
+			w.wrong("%v", err)
+			return
+		}
+		if w.layers.count == 0 || w.believes(is) {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 	w.mu.Lock()
 	if w.frozen {
@@ -173,10 +184,7 @@ func (l *life) verify() {
 	}
 	found := false
 	for _, m := range w.possible() {
-		if m.job != nil && is.job != nil {
-			is.job.source, is.job.target = m.job.source, m.job.target
-		}
-		if m.String() == is.String() {
+		if m.matches(is) {
 			w.known, found = m, true
 			break
 		}
@@ -189,7 +197,7 @@ func (l *life) verify() {
 	}
 	w.change = nil
 	if w.known.job == nil {
-		w.ending, w.asked = nil, false
+		w.ending, w.asked, w.ahead = nil, false, nil
 	}
 	w.mu.Unlock()
 	if node := is.exports["e"]; node != "" {
@@ -239,7 +247,7 @@ func (l *life) checkBitmaps() {
 
 func (l *life) attach(node string, need block.Perm) (b *block.Backend) {
 	err := l.graph.Change(context.Background(), func(tx *block.Tx) error {
-		n, err := l.graph.Node(node)
+		n, err := l.find(node)
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/blkmirror/blkmirror/qmp"
@@ -20,6 +21,7 @@ type model struct {
 	bitmaps map[at]bits
 	exports map[string]string // the node by the id
 	job     *mirror           // nil for none
+	chain   []string          // the layers below the guests, from the top down; nil in schedules of mirrors
 }
 
 type at struct{ node, name string }
@@ -34,6 +36,12 @@ type mirror struct {
 	source, target string
 	speed          int64
 	paused         bool
+
+	kind     string // "" for a mirror
+	active   bool   // a commit of the layer that guests write to
+	manual   bool   // with auto-finalize=false
+	complete bool   // it was answered that it completes
+	finalize bool   // it was answered that it ends when it is pending
 }
 
 func newModel() *model {
@@ -41,7 +49,7 @@ func newModel() *model {
 }
 
 func (m *model) with(changes ...func(*model)) *model {
-	n := &model{m.server, maps.Clone(m.objects), maps.Clone(m.nodes), maps.Clone(m.bitmaps), maps.Clone(m.exports), nil}
+	n := &model{m.server, maps.Clone(m.objects), maps.Clone(m.nodes), maps.Clone(m.bitmaps), maps.Clone(m.exports), nil, m.chain}
 	if m.job != nil {
 		job := *m.job
 		n.job = &job
@@ -85,8 +93,8 @@ func (m *model) String() string {
 	if m.job != nil {
 		job = fmt.Sprintf("%+v", *m.job)
 	}
-	return fmt.Sprintf("server %v, objects %v, nodes %v, bitmaps %v, exports %v, mirror %s", m.server, m.objects, m.nodes, bitmaps,
-		m.exports, job)
+	return fmt.Sprintf("server %v, objects %v, nodes %v, bitmaps %v, exports %v, chain %v, job %s", m.server, m.objects, m.nodes, bitmaps,
+		m.exports, m.chain, job)
 }
 
 // look asks the daemon what there is.
@@ -107,7 +115,7 @@ func (l *life) look() (*model, error) {
 	}
 	for _, n := range nodes {
 		name := *n.NodeName
-		if strings.HasPrefix(name, "#") || n.Drv == "mirror_top" {
+		if strings.HasPrefix(name, "#") || slices.Contains([]string{"mirror_top", "commit_top", "copy-on-read"}, n.Drv) {
 			continue
 		}
 		m.nodes[name] = true
@@ -122,7 +130,12 @@ func (l *life) look() (*model, error) {
 		return nil, err
 	}
 	for _, e := range exports {
-		m.exports[e.ID] = e.NodeName
+		m.exports[e.ID] = l.nodeName(e.NodeName)
+	}
+	if node := m.exports["e"]; node != "" && l.layers.count > 0 {
+		if m.chain, err = l.chainOf(node); err != nil {
+			return nil, err
+		}
 	}
 	m.server = l.listener != nil
 	jobs, err := h.QueryBlockJobs(ctx)
@@ -131,7 +144,7 @@ func (l *life) look() (*model, error) {
 	}
 	for _, j := range jobs {
 		if j.Status != api.JobStatusConcluded && j.Status != api.JobStatusNull && j.Status != api.JobStatusAborting {
-			m.job = &mirror{speed: j.Speed, paused: j.Paused}
+			m.job = &mirror{speed: j.Speed, paused: j.Paused && j.Status != api.JobStatusPending}
 		}
 	}
 	return m, nil

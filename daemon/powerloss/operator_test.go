@@ -37,16 +37,24 @@ func (l *life) setUp() (ok bool) {
 	if !k.objects["io"] && !l.must(add(objectsOf, "io"), "object-add", `{"qom-type": "iothread", "id": "io"}`) {
 		return false
 	}
-	for i, name := range []string{"s", "t"} {
-		if !l.addDisk(i, name) {
+	guests := "s"
+	if l.layers.count > 0 {
+		guests = layer(l.layers.count - 1)
+		if !l.setUpChain() {
 			return false
+		}
+	} else {
+		for i, name := range []string{"s", "t"} {
+			if !l.addDisk(i, name) {
+				return false
+			}
 		}
 	}
 	if !k.server && !l.must(func(m *model) { m.server = true }, "nbd-server-start", "%s", address) {
 		return false
 	}
-	return k.exports["e"] != "" || l.must(func(m *model) { m.exports["e"] = "s" }, "block-export-add",
-		`{"type": "nbd", "id": "e", "name": "disk", "node-name": "s", "writable": true}`)
+	return k.exports["e"] != "" || l.must(func(m *model) { m.exports["e"] = guests }, "block-export-add",
+		`{"type": "nbd", "id": "e", "name": "disk", "node-name": "%s", "writable": true}`, guests)
 }
 
 func (l *life) addDisk(i int, name string) (ok bool) {
@@ -85,6 +93,10 @@ func (l *life) addDisk(i int, name string) (ok bool) {
 
 // operate does what operators do. With dangerous the host ends soon after the mirror was asked to end.
 func (l *life) operate(dangerous, last bool) {
+	if l.layers.count > 0 {
+		l.operateOnChain(dangerous, last)
+		return
+	}
 	if !l.awaitEnd() {
 		return
 	}

@@ -39,6 +39,7 @@ type world struct {
 	durability intent.Durability
 	region     int64
 	hot        int
+	layers     layers
 	format     [2]bool // a disk is in qcow2
 	formatted  [2]bool // it was
 	lost       loss    // since the disk was compared with the journal
@@ -52,13 +53,14 @@ type world struct {
 	change   func(*model)  // of the command that is being carried out; nil for none
 	ending   func(*model)  // what the end of the mirror brings that was asked for; nil for none
 	asked    bool          // that was answered
+	ahead    func(*model)  // what headers of images may say before the job has ended; nil for none
 	over     chan struct{} // closed when the mirror has ended
 	story    []string
 }
 
 // counts is what was done.
 type counts struct {
-	lives, cuts, kills, stops, mirrors, pivots, cancels, damaged, resumed int
+	lives, cuts, kills, stops, mirrors, pivots, cancels, damaged, resumed, streams, commits, actives int
 }
 
 func (w *world) note(format string, args ...any) {
@@ -117,7 +119,14 @@ func schedule(t *testing.T, seed uint64, c *counts) {
 	w.journal = newJournal(w.size)
 	w.format = [2]bool{random.IntN(5) == 0, random.IntN(5) == 0}
 	w.note("size %d, region %d, hot %d, durability %s, qcow2 %v", w.size, w.region, w.hot, w.durability, w.format)
-	w.makeImages()
+	if kinds := rand.New(rand.NewPCG(seed, 3)); kinds.IntN(3) == 0 {
+		w.layers = layers{count: 2 + kinds.IntN(3), naming: naming(kinds.IntN(int(numNaming))), readOnly: kinds.IntN(2) == 0,
+			cluster: []int64{4 << 10, 64 << 10}[kinds.IntN(2)]}
+		w.note("chain %+v", w.layers)
+		w.makeChain(kinds)
+	} else {
+		w.makeImages()
+	}
 	w.trusted = true
 	lives := 2 + random.IntN(4)
 	for n := range lives {
@@ -175,7 +184,7 @@ func (w *world) next() {
 	w.host = c.left
 	if c.power {
 		w.lost = allLost
-	} else if slices.Contains(w.format[:], true) { // a format keeps its tables in memory until a flush
+	} else if w.layers.count > 0 || slices.Contains(w.format[:], true) { // a format keeps its tables in memory until a flush
 		w.lost = max(w.lost, someLost)
 	}
 	// After a stop in good order the times of images count, too, which a loss of power may take back.
