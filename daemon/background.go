@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"syscall"
 
@@ -87,6 +88,10 @@ type pidFile struct {
 }
 
 func writePIDFile(path string) (*pidFile, error) {
+	path, err := filepath.Abs(path) // in the background, the folder is another one when the file is removed
+	if err != nil {
+		return nil, fmt.Errorf("--pidfile: %w", err)
+	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("--pidfile: %w", err)

@@ -79,7 +79,9 @@ func TestDaemonize(t *testing.T) {
 	dir := folder(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, program, "--daemonize", "--pidfile", dir+"/pid", "--qmp", dir+"/qmp").CombinedOutput()
+	start := exec.CommandContext(ctx, program, "--daemonize", "--pidfile", "pid", "--qmp", "qmp")
+	start.Dir = dir // the daemon leaves it, and has to find its files at the end
+	out, err := start.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v, %s", err, out)
 	}
@@ -95,9 +97,10 @@ func TestDaemonize(t *testing.T) {
 	must(t, c.Execute(ctx, "query-version", nil, nil))
 	fails(t, dir, "--pidfile", dir+"/pid")
 	must(t, c.Execute(ctx, "quit", nil, nil))
-	eventually(t, "the pid file is gone", func() bool {
+	eventually(t, "the pid file and the socket are gone", func() bool {
 		_, err := os.Stat(dir + "/pid")
-		return os.IsNotExist(err)
+		_, err2 := os.Stat(dir + "/qmp")
+		return os.IsNotExist(err) && os.IsNotExist(err2)
 	})
 	// What cannot start says so where it was started from.
 	ctx2, cancel2 := context.WithTimeout(t.Context(), patience)

@@ -337,8 +337,8 @@ const (
 	MirrorSyncModeTop         MirrorSyncMode = "top"         // what the topmost image has allocated
 	MirrorSyncModeFull        MirrorSyncMode = "full"        // the whole disk
 	MirrorSyncModeNone        MirrorSyncMode = "none"        // only what is written from now on
-	MirrorSyncModeIncremental MirrorSyncMode = "incremental" // what a bitmap says; not available
-	MirrorSyncModeBitmap      MirrorSyncMode = "bitmap"      // what a bitmap says; not available
+	MirrorSyncModeIncremental MirrorSyncMode = "incremental" // what a bitmap says, as with bitmap and bitmap-mode=on-success
+	MirrorSyncModeBitmap      MirrorSyncMode = "bitmap"      // what a bitmap says
 )
 
 // Valid tells whether v is one of the values.

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -54,12 +55,17 @@ func listenUnix(path string) (net.Listener, error) {
 	}
 	ul := l.(*net.UnixListener)
 	ul.SetUnlinkOnClose(false)
-	info, err := os.Lstat(path)
+	// The program may have another folder when the listener is closed.
+	absolute, err := filepath.Abs(path)
+	if err != nil {
+		absolute = path
+	}
+	info, err := os.Lstat(absolute)
 	if err != nil {
 		ul.Close()
 		return nil, fmt.Errorf("cannot listen on '%s': %w", path, err)
 	}
-	return &pathListener{UnixListener: ul, path: path, ours: info}, nil
+	return &pathListener{UnixListener: ul, path: absolute, ours: info}, nil
 }
 
 // removeStale removes a socket that nobody listens on.
