@@ -14,8 +14,11 @@ import (
 	"math/bits"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -104,7 +107,7 @@ func (c *cli) showRequests(ctx context.Context, r *trace.Reader, out io.Writer) 
 			}
 			return lines.Encode(&t)
 		}
-		who, failed := q.Where.String()+" "+q.Name, ""
+		who, failed := q.Where.String()+" "+printable(q.Name), ""
 		if q.Conn > 0 {
 			who += fmt.Sprintf("/%d", q.Conn)
 		}
@@ -114,6 +117,14 @@ func (c *cli) showRequests(ctx context.Context, r *trace.Reader, out io.Writer) 
 		_, err := fmt.Fprintf(out, "%14.6f %10.1f µs  %-24s %-8s %d+%d%s\n", q.Began.Seconds(), float64(q.Took)/1e3, who, q.Op, q.Off, q.Len, failed)
 		return err
 	})
+}
+
+// printable quotes a name that would do something to a terminal; a trace may come from anywhere.
+func printable(name string) string {
+	if strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(name)
+	}
+	return name
 }
 
 // kindOf is what requests are summed up by.
@@ -222,7 +233,7 @@ func (c *cli) sumUp(ctx context.Context, r *trace.Reader, out io.Writer) error {
 	fmt.Fprintln(t, "\toperation\trequests\tfailed\tbytes\tp50\tp90\tp99\tp99.9\tlongest")
 	for _, k := range kinds {
 		s := sums[k]
-		fmt.Fprintf(t, "%s %s\t%s\t%d\t%d\t%s", k.where, k.name, k.op, s.requests, s.failed, bytesize.Format(s.bytes))
+		fmt.Fprintf(t, "%s %s\t%s\t%d\t%d\t%s", k.where, printable(k.name), k.op, s.requests, s.failed, bytesize.Format(s.bytes))
 		for _, d := range []time.Duration{s.percentile(500), s.percentile(900), s.percentile(990), s.percentile(999), s.longest} {
 			fmt.Fprintf(t, "\t%s", d.Round(100*time.Nanosecond))
 		}

@@ -99,3 +99,11 @@ func TestSlots(t *testing.T) {
 		t.Error("there is no slot for the longest or the shortest time")
 	}
 }
+
+func TestPrintable(t *testing.T) {
+	for name, want := range map[string]string{"disk": "disk", "Platte ä": "Platte ä", "a\x1b[2J": `"a\x1b[2J"`, "a\nb": `"a\nb"`} {
+		if got := printable(name); got != want {
+			t.Errorf("%q is shown as %s, want %s", name, got, want)
+		}
+	}
+}
