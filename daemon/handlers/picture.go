@@ -248,16 +248,22 @@ func (p *picture) reference(n, to *block.Node, was *api.BlockdevRef) api.Blockde
 		return api.BlockdevRef{Reference: &name}
 	case opened.parent == n:
 		return api.BlockdevRef{Definition: p.definition(to)}
-	case opened.options.NodeName != nil && p.has(opened.parent):
+	case opened.options.NodeName != nil && p.defines(opened.parent, to):
 		return api.BlockdevRef{Reference: &name} // defined there
 	}
 	return api.BlockdevRef{Definition: p.withChildren(to, opened.own())}
 }
 
-func (p *picture) has(n *block.Node) bool {
-	if n == nil {
+// defines says whether the definition of a node has that of a child in it.
+func (p *picture) defines(n, child *block.Node) bool {
+	if n == nil || !p.has(n) || !p.graph.Monitored(n) && !p.defines(p.opened[n].parent, n) {
 		return false
 	}
+	// A job may have taken the child away, or n itself from below its parent.
+	return slices.ContainsFunc(n.Children(), func(e *block.Edge) bool { return p.below(e.Node()) == child })
+}
+
+func (p *picture) has(n *block.Node) bool {
 	found, err := p.graph.Node(n.Name())
 	return err == nil && found == n
 }

@@ -132,8 +132,12 @@ func (l *life) look() (*model, error) {
 	for _, e := range exports {
 		m.exports[e.ID] = l.nodeName(e.NodeName)
 	}
-	if node := m.exports["e"]; node != "" && l.layers.count > 0 {
-		if m.chain, err = l.chainOf(node); err != nil {
+	guests := m.exports["e"]
+	if top := layer(l.layers.count - 1); guests == "" && m.nodes[top] {
+		guests = top // the power went before there was an export
+	}
+	if guests != "" && l.layers.count > 0 {
+		if m.chain, err = l.chainOf(guests); err != nil {
 			return nil, err
 		}
 	}
