@@ -200,7 +200,8 @@ func (r *round) tryFinish(ctx context.Context) (bool, error) {
 	}
 }
 
-// afterKill starts the daemon again, and finds out which disk its guests have now: either, but one of them.
+// afterKill starts the daemon again, finds out which disk its guests have now, either, but one of them, and waits for the mirror to complete
+// if it has not.
 func (r *round) afterKill(ctx context.Context) (bool, error) {
 	if err := r.daemon.start(ctx); err != nil {
 		return false, fmt.Errorf("it was started again: %w", err)
@@ -217,12 +218,30 @@ func (r *round) afterKill(ctx context.Context) (bool, error) {
 	if r.server == nil {
 		r.model.close()
 	}
-	j, err := r.daemon.jobNamed(ctx, jobID)
-	if err != nil {
+	// It was asked to complete, and does so without being asked again.
+	r.model.beginMark()
+	if j, err := r.daemon.jobNamed(ctx, jobID); err != nil {
+		return false, err
+	} else if j != nil {
+		r.counts.add("mirrors that went on after a restart", 1)
+		if err := r.help(ctx); err != nil {
+			return false, err
+		}
+	}
+	if err := r.gone(ctx); err != nil {
 		return false, err
 	}
-	if r.started = j != nil; r.started {
-		r.counts.add("mirrors that went on after a restart", 1)
+	if node, err = r.daemon.exported(ctx, exportID); err != nil {
+		return false, err
 	}
-	return false, r.look(ctx)
+	switch {
+	case node == targetNode:
+		r.pivoted()
+		return true, r.look(ctx)
+	case r.excused:
+		r.counts.add("mirrors that failed for a reason", 1)
+		return false, r.look(ctx)
+	}
+	return false, fmt.Errorf("the mirror had been asked to complete when the daemon was killed, and guests still use '%s': %s", node,
+		r.daemon.said("BLOCK_JOB_COMPLETED "+jobID))
 }

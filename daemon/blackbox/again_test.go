@@ -290,7 +290,6 @@ func TestStateDoesNotHearOfAnEnd(t *testing.T) {
 
 // A mirror of the top layer, and one of what a bitmap says, go on as what they were.
 func TestMirrorsOfPartsGoOn(t *testing.T) {
-	const size = chainSize
 	for _, c := range []struct {
 		sync   string
 		target int64 // the most that may be copied in all
