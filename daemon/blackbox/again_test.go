@@ -170,7 +170,7 @@ func TestStreamUnderGuestsGoesOn(t *testing.T) {
 	d.export("top")
 	client := far(t, d, "top")
 	g := durablyBy(t, client, chainSize, random.Uint64())
-	d.do("block-stream", args{"job-id": "s", "device": "top", "speed": 6 << 20})
+	d.do("block-stream", args{"job-id": "s", "device": "top", "speed": 1 << 20})
 	d = eachStop(t, d, random, func(*daemon, mirrorJob) {})
 	d.do("block-job-set-speed", args{"device": "s", "speed": 0})
 	d.wait("BLOCK_JOB_COMPLETED", args{"device": "s"})

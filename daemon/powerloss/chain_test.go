@@ -289,6 +289,7 @@ func (l *life) startOnChain(k *model) {
 	l.mu.Lock()
 	if !l.frozen {
 		l.ending, l.ahead, l.over = c.shortenAndClose(gone, to), nil, make(chan struct{})
+		l.whole = l.ending
 		if !job.active && c.naming == headers {
 			l.ahead = func(m *model) { c.cut(m, gone) }
 		}
@@ -419,7 +420,7 @@ func (l *life) finishOnChain(dangerous bool) {
 				l.softly(over)
 				return
 			}
-			l.may(onJob(func(j *mirror) { j.complete = true }), "job-complete", `{"id": "m"}`)
+			l.completely()
 		case status == api.JobStatusPending && job.manual && !job.finalize:
 			l.may(onJob(func(j *mirror) { j.finalize = true }), "job-finalize", `{"id": "m"}`)
 		case status == api.JobStatusRunning && job.active && time.Since(began) > time.Second:
@@ -434,6 +435,24 @@ func (l *life) finishOnChain(dangerous bool) {
 			return
 		case <-time.After(time.Duration(1+l.random.Int64N(100)) * time.Millisecond):
 		}
+	}
+}
+
+// completely asks a commit of the active layer to complete. The power may have gone in the life before while it was asked to leave the
+// chain as it is, and nothing came of that.
+func (l *life) completely() {
+	l.mu.Lock()
+	was := l.ending
+	if !l.frozen {
+		l.ending = l.whole
+	}
+	l.mu.Unlock()
+	if !l.may(onJob(func(j *mirror) { j.complete = true }), "job-complete", `{"id": "m"}`) {
+		l.mu.Lock()
+		if !l.frozen && l.ending != nil {
+			l.ending = was
+		}
+		l.mu.Unlock()
 	}
 }
 

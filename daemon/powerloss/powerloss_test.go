@@ -22,7 +22,7 @@ import (
 )
 
 var (
-	seedFlag      = flag.Uint64("powerloss.seed", 0, "first seed of the schedules; 0 for one that nobody chose")
+	seedFlag      = flag.Uint64("powerloss.seed", 1, "first seed of the schedules; 0 for one that nobody chose")
 	schedulesFlag = flag.Int("powerloss.schedules", 60, "how many schedules to run")
 	tellFlag      = flag.Bool("powerloss.tell", false, "tell what happens in each")
 )
@@ -51,6 +51,7 @@ type world struct {
 	stopping bool          // the daemon ends in good order
 	known    *model        // what was answered
 	change   func(*model)  // of the command that is being carried out; nil for none
+	whole    func(*model)  // what a job brings that gets to its end
 	ending   func(*model)  // what the end of the mirror brings that was asked for; nil for none
 	asked    bool          // that was answered
 	ahead    func(*model)  // what headers of images may say before the job has ended; nil for none
