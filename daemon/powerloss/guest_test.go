@@ -20,6 +20,9 @@ const (
 func (l *life) drive(node string) {
 	for id := range guests {
 		b := l.attach(node, block.PermConsistentRead|block.PermWrite)
+		if b == nil {
+			return
+		}
 		l.backends = append(l.backends, b)
 		random := rand.New(rand.NewPCG(l.random.Uint64(), uint64(id)))
 		g := &guest{life: l, b: b, random: random, id: int64(id), idle: time.Duration(1+random.Int64N(20)) * time.Millisecond}

@@ -202,6 +202,9 @@ func (l *life) verify() {
 	w.mu.Unlock()
 	if node := is.exports["e"]; node != "" {
 		b := l.attach(node, block.PermConsistentRead)
+		if b == nil {
+			return
+		}
 		l.read(b, w.lost)
 		l.detach(b)
 		l.checkBitmaps()
@@ -245,6 +248,7 @@ func (l *life) checkBitmaps() {
 	}
 }
 
+// attach is nil where the host has ended.
 func (l *life) attach(node string, need block.Perm) (b *block.Backend) {
 	err := l.graph.Change(context.Background(), func(tx *block.Tx) error {
 		n, err := l.find(node)
@@ -255,6 +259,11 @@ func (l *life) attach(node string, need block.Perm) (b *block.Backend) {
 		return err
 	})
 	if err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.frozen {
+			return nil // the disk may be another one since, of which nobody was told
+		}
 		panic(err) // there is nothing to go on with
 	}
 	return b
@@ -304,6 +313,9 @@ func (l *life) alike(source, target string) {
 	var disks [2][]byte
 	for i, node := range []string{source, target} {
 		b := l.attach(node, block.PermConsistentRead)
+		if b == nil {
+			return
+		}
 		disks[i] = make([]byte, l.size)
 		if err := b.ReadAt(context.Background(), disks[i], 0); err != nil {
 			l.wrong("%v", err)
