@@ -212,7 +212,7 @@ func (l *life) verify() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.frozen {
-		w.lost, w.trusted = nothing, true
+		w.lost, w.trusted, w.stopped = nothing, true, false
 	}
 }
 

@@ -49,6 +49,7 @@ type world struct {
 	mu       sync.Mutex
 	frozen   bool
 	stopping bool          // the daemon ends in good order
+	stopped  bool          // it did, and none has started since
 	known    *model        // what was answered
 	change   func(*model)  // of the command that is being carried out; nil for none
 	whole    func(*model)  // what a job brings that gets to its end
@@ -189,7 +190,8 @@ func (w *world) next() {
 		w.lost = max(w.lost, someLost)
 	}
 	// After a stop in good order the times of images count, too, which a loss of power may take back.
-	w.trusted = w.trusted && (!c.power || w.durability == intent.Host && !w.stopping)
+	w.stopped = w.stopped || w.stopping
+	w.trusted = w.trusted && (!c.power || w.durability == intent.Host && !w.stopped)
 	w.frozen, w.stopping = false, false
 	w.journal.thaw()
 	if c.power {
