@@ -171,10 +171,7 @@ func (k *keeper) pass() error {
 	if k == nil {
 		return nil
 	}
-	m := k.m
-	m.mu.Lock()
-	p, begun := m.planner.pass()
-	m.mu.Unlock()
+	p, begun := k.m.pass()
 	if !begun {
 		return nil
 	}

@@ -43,12 +43,27 @@ func (p *planner) resumeVerify(pass *intent.Pass) {
 	p.eachSet(pass.Left, func(chunks bitmap.Chunks) { v.todo.Set(chunks) })
 }
 
-// pass is how far the pass is.
-func (p *planner) pass() (pass intent.Pass, begun bool) {
-	if !p.verify.begun() {
-		return pass, false
+// pass is how far the pass is. What is left is taken a slice at a time, so that no guest waits for all of a large disk: it may be older
+// in one place than in another, as all of it is once it is recorded.
+func (m *Mirror) pass() (pass intent.Pass, begun bool) {
+	var bits []byte
+	for chunk, end := int64(0), int64(1); chunk < end; chunk += sliceChunks {
+		m.mu.Lock()
+		v := m.planner.verify
+		if !v.begun() {
+			m.mu.Unlock()
+			return pass, false
+		}
+		if pass.Left == nil || pass.Number != v.pass { // the first slice, or another pass has begun
+			pass.Left, _ = bitmap.New(v.todo.Size(), v.todo.Granularity()) // as that was made
+			pass.Number, chunk, end = v.pass, 0, v.todo.All().End
+		}
+		pass.Differing = v.differing
+		bits = v.todo.AppendBytes(bits[:0], chunk, int(min(sliceChunks, end-chunk)+7)/8)
+		m.mu.Unlock()
+		pass.Left.MergeBytes(chunk, bits)
 	}
-	return intent.Pass{Number: p.verify.pass, Differing: p.verify.differing, Left: p.verify.todo.Clone()}, true
+	return pass, true
 }
 
 // beginVerify begins a pass over the disk.
